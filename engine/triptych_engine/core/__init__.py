@@ -1,1 +1,1 @@
-"""TBD"""
+"""The core process: its settings, the board, requests, and the loop from inbox to outbox."""

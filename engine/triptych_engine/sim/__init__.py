@@ -1,1 +1,1 @@
-"""TBD"""
+"""The parts of the simulated executor: its language model, its sampling, its sense of time."""
