@@ -1,0 +1,1 @@
+"""Where instances run. `local` runs them as child processes of this machine."""
