@@ -29,12 +29,11 @@ stamp_of() { cksum <"constraints/$1.txt"; }
 
 # Every set contains the ones before it with equal versions, so a larger set that is installed will do.
 is_installed() {
-  local larger
-  for larger in base engine dev; do
-    if [ "$larger" = "$1" ] || [ -n "${reached:-}" ]; then
-      local reached=1
-      if [ "$(cat ".venv/.installed-$larger" 2>/dev/null)" = "$(stamp_of "$larger")" ]; then return 0; fi
-    fi
+  local set_name reached=""
+  for set_name in base engine dev; do
+    [ "$set_name" != "$1" ] || reached=1
+    [ -n "$reached" ] || continue
+    if [ "$(cat ".venv/.installed-$set_name" 2>/dev/null)" = "$(stamp_of "$set_name")" ]; then return 0; fi
   done
   return 1
 }

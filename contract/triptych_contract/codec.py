@@ -54,4 +54,9 @@ def _check_size(size_bytes: int, limit_bytes: int) -> None:
 
 
 def _short(error: Exception) -> str:
-    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+    """What is wrong in a few words, with no character in them that could forge a log line."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not UTF-8"
+    return "".join(c if c.isprintable() else "?" for c in str(error)[:200]).rstrip(".")

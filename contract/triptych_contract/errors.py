@@ -25,7 +25,9 @@
 Messages are written for clients: never an address, a path or the text of a library.
 """
 
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import ClassVar
 
 import msgspec
 
@@ -231,12 +233,22 @@ class DeadlineExceeded(TriptychError):
     type = "timeout_error"
 
 
+class _PeerErrorDetail(msgspec.Struct):
+    message: str
+    param: str | None = None
+    code: str | int | None = None
+
+
+class _PeerErrorBody(msgspec.Struct):
+    error: _PeerErrorDetail
+
+
 def _tree(base: type[TriptychError]) -> list[type[TriptychError]]:
     return [base, *(found for child in base.__subclasses__() for found in _tree(child))]
 
 
-BY_CODE: dict[str, type[TriptychError]] = {cls.code: cls for cls in reversed(_tree(TriptychError))}
-"""Every class of the tree by its wire code."""
+BY_CODE: Mapping[str, type[TriptychError]] = MappingProxyType({cls.code: cls for cls in _tree(TriptychError)[1:]})
+"""Every class of the tree but its base by its wire code."""
 
 
 def from_code(code: str | None, message: str, *, param: str | None = None) -> TriptychError:
@@ -245,11 +257,12 @@ def from_code(code: str | None, message: str, *, param: str | None = None) -> Tr
 
 
 def parse_error(body: bytes | memoryview, limit_bytes: int = 65536) -> TriptychError | None:
-    """Read an OpenAI error body; None if it is none."""
+    """Read an OpenAI error body; None if it is none. Servers that write a number as the code are read too."""
     if len(body) > limit_bytes:
         return None
     try:
-        parsed: Any = msgspec.json.decode(body, type=ErrorBody)
-    except msgspec.MsgspecError:
+        error = msgspec.json.decode(body, type=_PeerErrorBody).error
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
         return None
-    return from_code(parsed.error.code, parsed.error.message, param=parsed.error.param)
+    code = error.code if isinstance(error.code, str) else None
+    return from_code(code, error.message, param=error.param)

@@ -15,6 +15,7 @@ An answer carries its ticket as a top-level member of the same name. Optional me
 proxies of other projects write them so.
 """
 
+import re
 from typing import Any, Literal
 
 import msgspec
@@ -23,11 +24,14 @@ import xxhash
 from triptych_contract import WIRE_VERSION
 from triptych_contract.codec import decode_json
 from triptych_contract.errors import BadRequest, Forbidden
-from triptych_contract.ids import is_id, is_name
+from triptych_contract.ids import is_host, is_id, is_name
 
 LEASE_TTL_MS = 30_000
 """Default life of a lease without a renewal; holders renew every sixth of it."""
 MAX_TTL_MS = 600_000
+MAX_DIGESTS = 64
+"""Images of one request."""
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 MEMBERS = ("kv_transfer_params", "triptych")
 """Body members that only a caller with the service token may send."""
 
@@ -85,7 +89,7 @@ class Ticket(msgspec.Struct, frozen=True):
 
     def check(self) -> None:
         """Raise `BadRequest` if a member is out of bounds."""
-        if not (is_id(self.lease) and is_name(self.remote_engine_id)):
+        if not (is_id(self.lease) and is_name(self.remote_engine_id) and is_host(self.remote_host)):
             raise BadRequest("The ticket is malformed.", param="kv_transfer_params")
         if not (0 < self.ttl_ms <= MAX_TTL_MS and 0 < self.remote_port < 65536 and self.remote_num_tokens > 0):
             raise BadRequest("The ticket is out of bounds.", param="kv_transfer_params")
@@ -104,8 +108,9 @@ class EmbeddingTicket(msgspec.Struct, frozen=True):
 
     def check(self) -> None:
         """Raise `BadRequest` if a member is out of bounds."""
-        sound = is_id(self.lease) and is_name(self.remote_engine_id) and len(self.digests) <= 64
-        if not (sound and 0 < self.ttl_ms <= MAX_TTL_MS and 0 < self.remote_port < 65536):
+        sound = is_id(self.lease) and is_name(self.remote_engine_id) and is_host(self.remote_host)
+        listed = 0 < len(self.digests) <= MAX_DIGESTS and all(_DIGEST.fullmatch(digest) for digest in self.digests)
+        if not (sound and listed and 0 < self.ttl_ms <= MAX_TTL_MS and 0 < self.remote_port < 65536):
             raise BadRequest("The embedding ticket is out of bounds.", param="triptych")
 
 
@@ -164,13 +169,15 @@ def parse_leg(kv_transfer_params: bytes | None, triptych: bytes | None, *, trust
         raise Forbidden(f"{MEMBERS[0]} and {MEMBERS[1]} are set by the router, not by clients.")
     if kv_transfer_params is not None and triptych is not None:
         raise BadRequest("A leg carries exactly one hand-over object.", param=MEMBERS[0])
-    if triptych is not None:
-        return _triptych_leg(triptych)
-    return _transfer_leg(kv_transfer_params or b"{}")
+    return _transfer_leg(kv_transfer_params) if kv_transfer_params is not None else _triptych_leg(triptych or b"")
 
 
 def _transfer_leg(raw: bytes) -> Leg:
     transfer = decode_json(raw, _Transfer, limit_bytes=65536)
+    if transfer.do_remote_decode and transfer.do_remote_prefill:
+        raise BadRequest("A leg is a prefill leg or a decode leg, not both.", param=MEMBERS[0])
+    if transfer.embeddings is not None and not transfer.do_remote_decode:
+        raise BadRequest("Only a prefill leg takes embeddings here.", param=MEMBERS[0])
     if transfer.do_remote_decode:
         if transfer.embeddings is not None:
             transfer.embeddings.check()
@@ -186,6 +193,8 @@ def _triptych_leg(raw: bytes) -> Leg:
     wanted = decode_json(raw, _Triptych, limit_bytes=1 << 20)
     if wanted.resume is not None:
         raise BadRequest("This engine does not resume requests; rerun the request whole.", param="triptych")
+    if wanted.encode and wanted.embeddings is not None:
+        raise BadRequest("An encode leg makes embeddings, it takes none.", param="triptych")
     if wanted.encode:
         return EncodeLeg()
     if wanted.embeddings is not None:

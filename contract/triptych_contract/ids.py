@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 IdSource = Callable[[], str]
 
+_HOST = re.compile(r"[A-Za-z0-9._:-]{1,253}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}")
 
 
@@ -25,3 +26,8 @@ def is_id(text: str) -> bool:
 def is_name(text: str) -> bool:
     """True for a name that is safe in a log line, a header and a file name (at most 128 characters)."""
     return _NAME.fullmatch(text) is not None
+
+
+def is_host(text: str) -> bool:
+    """True for what may be a host name, an IPv4 or an IPv6 address; never for a URL, a path or a port after it."""
+    return _HOST.fullmatch(text) is not None

@@ -5,11 +5,13 @@ stream, `GET /instance/events`: NDJSON, first a `FullState`, then events numbere
 the reader asks for the full state again.
 """
 
+from typing import Annotated
+
 import msgspec
 
 from triptych_contract import WIRE_VERSION
 from triptych_contract.errors import BadRequest
-from triptych_contract.ids import is_id, is_name
+from triptych_contract.ids import is_host, is_id, is_name
 from triptych_contract.profile import StepProfile
 from triptych_contract.roles import Phase, Role, Stage
 
@@ -20,6 +22,8 @@ DEAD_BEATS = 6
 MIN_STEP_AGE_MS = 2000
 STEP_AGE_FACTOR = 5
 """A step older than max(MIN_STEP_AGE_MS, factor × its predicted time) makes its instance suspect."""
+MAX_EPOCH = 2**53
+"""Every JSON reader keeps whole numbers up to here."""
 
 
 class InstanceRecord(msgspec.Struct, frozen=True):
@@ -50,7 +54,7 @@ class InstanceRecord(msgspec.Struct, frozen=True):
 
     def check(self) -> None:
         """Raise `BadRequest` for a record that no instance of ours writes."""
-        named = is_name(self.id) and is_id(self.incarnation) and is_name(self.service) and is_name(self.host)
+        named = is_name(self.id) and is_id(self.incarnation) and is_name(self.service) and is_host(self.host)
         ported = 0 < self.http_port < 65536 and 0 <= self.kv_port < 65536
         if not (named and ported and self.dialect in ("triptych", "vllm")):
             raise BadRequest("This instance record is malformed.")
@@ -193,7 +197,7 @@ class RoleRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`POST /instance/role`; the answer is the `InstanceState`."""
 
     role: Role
-    epoch: int
+    epoch: Annotated[int, msgspec.Meta(ge=0, le=MAX_EPOCH)]
 
 
 class DrainRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -5,10 +5,13 @@
 `ids` are the token ids from the first output position on; the cursor is opaque to the router.
 """
 
+import re
 from typing import NamedTuple
 
 PREFIX = b": v1 "
 MAX_LINE_BYTES = 65536
+_CURSOR = re.compile(rb"[!-~]+")
+_NUMBER = re.compile(rb"[0-9]{1,18}")
 
 
 class LedgerEntry(NamedTuple):
@@ -21,31 +24,27 @@ class LedgerEntry(NamedTuple):
 
 
 def format_entry(entry: LedgerEntry) -> bytes:
-    """The comment line, with its newline."""
-    ids = " ".join(map(str, entry.token_ids))
-    body = (
-        f"{entry.choice} {entry.first_position} {ids} {entry.cursor}"
-        if ids
-        else (f"{entry.choice} {entry.first_position} {entry.cursor}")
-    )
-    return PREFIX + body.encode("ascii") + b"\n"
+    """The comment line, with its newline.
+
+    Raises:
+        ValueError: The cursor is not one word of visible ASCII; without it a token id would be read as the cursor.
+    """
+    cursor = entry.cursor.encode()
+    if not _CURSOR.fullmatch(cursor):
+        raise ValueError("a cursor is one word of visible ASCII characters")
+    numbers = " ".join(map(str, (entry.choice, entry.first_position, *entry.token_ids)))
+    return PREFIX + numbers.encode("ascii") + b" " + cursor + b"\n"
 
 
 def parse_entry(line: bytes) -> LedgerEntry | None:
     """Read a comment line; None if it is not a sound one (the event then counts as not resumable)."""
     if not line.startswith(PREFIX) or len(line) > MAX_LINE_BYTES:
         return None
-    words = line[len(PREFIX) :].split()
-    if len(words) < 3:
+    *numbers, cursor = line[len(PREFIX) :].split() or [b""]
+    if len(numbers) < 2 or not _CURSOR.fullmatch(cursor) or not all(map(_NUMBER.fullmatch, numbers)):
         return None
-    try:
-        choice, first = int(words[0]), int(words[1])
-        ids = tuple(int(word) for word in words[2:-1])
-    except ValueError:
-        return None
-    if choice < 0 or first < 0 or any(token < 0 for token in ids):
-        return None
-    return LedgerEntry(choice, first, ids, words[-1].decode("ascii", "replace"))
+    choice, first, *ids = map(int, numbers)
+    return LedgerEntry(choice, first, tuple(ids), cursor.decode("ascii"))
 
 
 def split_event(event: bytes) -> tuple[bytes | None, bytes]:

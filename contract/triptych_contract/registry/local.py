@@ -2,13 +2,16 @@
 
 A record is written to a hidden temporary file, locked, and renamed into place, so a reader sees all of it
 or none of it. The kernel drops the lock when the writer dies, however it dies; a record that nobody locks is
-dead and is left out until an instance of the same id replaces it. Nothing is ever repaired by guessing.
+dead and is left out until an instance of the same id replaces it, or a later registration removes it.
+Changes of the directory's entries happen under a lock of the directory, so that nobody removes what another
+writer has just renamed into place. Records of other users are ignored: an address in a record is dialled.
 """
 
 import asyncio
 import contextlib
 import fcntl
 import os
+import stat
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -20,7 +23,11 @@ from triptych_contract.instance import InstanceRecord
 MAX_RECORD_BYTES = 16384
 MAX_RECORDS = 1024
 WATCH_INTERVAL_S = 0.1
-TEMPORARY_AGE_S = 60.0
+STALE_AGE_S = 60.0
+"""Files of dead writers are removed when they are this old, so that a crash can still be looked into."""
+DIRECTORY_LOCK_S = 2.0
+"""Longest wait for the directory's lock; its holders do a few system calls and no more."""
+_LOCK_RETRY_S = 0.005
 _SUFFIX = ".instance.json"
 
 
@@ -40,7 +47,11 @@ class LocalRegistry:
     async def register(self, record: InstanceRecord) -> "_LocalRegistration":
         """Publish a record under its id; it stands until it is withdrawn or this process ends."""
         record.check()
-        self._sweep()
+        async with _exclusive(self._directory):
+            self._sweep()
+            return self._publish(record)
+
+    def _publish(self, record: InstanceRecord) -> "_LocalRegistration":
         temporary = self._directory / f".{record.id}.{record.incarnation}.tmp"
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
@@ -78,10 +89,11 @@ class LocalRegistry:
             return []
 
     def _sweep(self) -> None:
-        """Remove old temporary files of writers that died between creating and renaming them."""
-        for path in self._directory.glob(".*.tmp"):
+        """Remove old files of writers that died before or after they renamed them into place."""
+        oldest_s = time.time() - STALE_AGE_S
+        for path in (*self._directory.glob(".*.tmp"), *self._directory.glob(f"[!.]*{_SUFFIX}")):
             with contextlib.suppress(OSError):
-                if time.time() - path.stat().st_mtime > TEMPORARY_AGE_S:
+                if path.lstat().st_mtime < oldest_s and _is_dead(path):
                     path.unlink()
 
 
@@ -95,26 +107,69 @@ class _LocalRegistration:
             return
         descriptor, self._descriptor = self._descriptor, None
         try:
-            if os.path.samestat(os.fstat(descriptor), os.stat(self._path)):
-                self._path.unlink()
-        except FileNotFoundError:
-            pass
+            async with _exclusive(self._path.parent):
+                if os.path.samestat(os.fstat(descriptor), os.stat(self._path)):
+                    self._path.unlink()
+        except (FileNotFoundError, TimeoutError):
+            pass  # the record is dead all the same once its lock is gone
         finally:
             os.close(descriptor)
 
 
-def _open(path: Path) -> int | None:
+@contextlib.asynccontextmanager
+async def _exclusive(directory: Path) -> AsyncIterator[None]:
+    """Hold the directory's lock.
+
+    Raises:
+        TimeoutError: Another process holds it for longer than `DIRECTORY_LOCK_S`; it is an `OSError`.
+    """
+    descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
     try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        deadline_s = time.monotonic() + DIRECTORY_LOCK_S
+        while not _try_lock(descriptor, fcntl.LOCK_EX):
+            if time.monotonic() > deadline_s:
+                raise TimeoutError("the directory of records is locked by another process")
+            await asyncio.sleep(_LOCK_RETRY_S)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int, kind: int) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _open(path: Path) -> int | None:
+    """A descriptor of a regular file of this user; a pipe in the directory must not block the reader."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return None
+    found = os.fstat(descriptor)
+    if stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid():
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
+def _is_dead(path: Path) -> bool:
+    """True for a file of this user whose lock no living process holds."""
+    descriptor = _open(path)
+    if descriptor is None:
+        return False
+    try:
+        return _is_free(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _is_free(descriptor: int) -> bool:
     """True if no living process holds the lock; the probe itself lets go at once."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
+    if not _try_lock(descriptor, fcntl.LOCK_SH):
         return False
     fcntl.flock(descriptor, fcntl.LOCK_UN)
     return True
