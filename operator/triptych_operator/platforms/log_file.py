@@ -1,0 +1,43 @@
+"""A log file with a size cap: when it is full it becomes `NAME.log.1`, in place of the older one."""
+
+from pathlib import Path
+
+CAP_BYTES = 8 * 1024 * 1024
+"""Two files of this size hold hours of one line a request; ten children stay under 160 MiB."""
+
+
+class LogFile:
+    """Appends lines of one child.
+
+    Args:
+        path: Of the newest file.
+        cap_bytes: Size at which a new file is begun.
+    """
+
+    def __init__(self, path: Path, *, cap_bytes: int = CAP_BYTES) -> None:
+        self._path = path
+        self._cap_bytes = cap_bytes
+        self._file = path.open("ab", buffering=0)
+        self._size = path.stat().st_size
+        self.last_line = ""
+
+    def write(self, line: bytes) -> None:
+        """Append one line; its newline is added where it lacks."""
+        data = line.rstrip(b"\r\n") + b"\n"
+        if self._size + len(data) > self._cap_bytes and self._size:
+            self._turn()
+        self._file.write(data)
+        self._size += len(data)
+        text = data.decode("utf-8", "replace").strip()
+        if text:
+            self.last_line = text[-400:]
+
+    def close(self) -> None:
+        """No more lines."""
+        self._file.close()
+
+    def _turn(self) -> None:
+        self._file.close()
+        self._path.replace(self._path.with_name(f"{self._path.name}.1"))
+        self._file = self._path.open("ab", buffering=0)
+        self._size = 0
