@@ -13,7 +13,7 @@ run() {
 run "format" .venv/bin/ruff format --quiet --check .
 run "lint" .venv/bin/ruff check --quiet .
 run "types" .venv/bin/mypy --no-error-summary
-run "imports" .venv/bin/lint-imports
+run "imports" .venv/bin/lint-imports --no-logo
 run "spelling" .venv/bin/codespell
 
 if [ ${#failed[@]} -gt 0 ]; then
