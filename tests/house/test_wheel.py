@@ -72,7 +72,6 @@ def test_every_program_tells_its_flags(fresh, program, tmp_path):
 
 
 def test_the_command_tells_the_version_of_the_package(fresh, tmp_path):
-    version = run(
-        fresh / "python", "-c", "import triptych_contract; print(triptych_contract.__version__)", cwd=tmp_path
-    )
+    code = "import triptych_contract; print(triptych_contract.__version__)"
+    version = run(fresh / "python", "-c", code, cwd=tmp_path)
     assert version.strip() in run(fresh / "triptych", "version", cwd=tmp_path)
