@@ -100,9 +100,11 @@ class SimMemory:
             for row, length in zip(rows, lengths, strict=True)
         ]
         slots = self._words[np.concatenate(tables), :, :, 0]  # [blocks of all rows, segments, slots]
-        index = np.concatenate([np.arange(len(table), dtype=np.uint64) for table in tables])
-        positions = index[:, None] * _U(self._width) + np.arange(self._width, dtype=np.uint64)
-        mixed = mix(slots ^ (positions * _INDEX)[:, None, :] ^ _SEGMENT[None, :, None]).sum(axis=1, dtype=np.uint64)
+        index = np.concatenate([np.arange(len(table)) for table in tables])
+        # [blocks of all rows, slots]
+        positions: Words = (index[:, None] * self._width + np.arange(self._width)).astype(np.uint64)
+        salted: Words = slots ^ (positions * _INDEX)[:, None, :] ^ _SEGMENT[None, :, None]
+        mixed = mix(salted).sum(axis=1, dtype=np.uint64)
         ends = np.concatenate(
             [np.full(len(table), length, np.uint64) for table, length in zip(tables, lengths, strict=True)]
         )
