@@ -64,7 +64,7 @@ def test_every_make_target_of_the_readme_exists():
 
 
 def test_every_decision_has_a_number_of_its_own_and_the_same_parts():
-    decisions = sorted((ROOT / "docs" / "decisions").glob("*.md"))
+    decisions = sorted((ROOT / "docs" / "decisions").glob("[0-9]*.md"))
     numbers = [int(path.name[:4]) for path in decisions]
     assert numbers == list(range(1, len(decisions) + 1))
     for path in decisions:
