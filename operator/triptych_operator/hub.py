@@ -12,16 +12,18 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
-    HTTPError,
     IncompleteSnapshotError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
+from huggingface_hub.errors import HTTPError as ConnectionFailed  # type: ignore[attr-defined]  # of its HTTP client
+from huggingface_hub.utils import disable_progress_bars, enable_progress_bars  # type: ignore[attr-defined]
 
 WANTED = ("*.safetensors", "*.json", "*.jinja", "tokenizer*", "vocab*", "merges.txt", "LICENSE*")
 UNWANTED = ("*.bin", "*.pt", "*.pth", "*.py", "original/*", "*/*")
+
+_FAILURES = (HfHubHTTPError, ConnectionFailed, HFValidationError, IncompleteSnapshotError, LocalEntryNotFoundError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,13 @@ def fetch(repo: str, revision: str, hub: Hub) -> Path:
             allow_patterns=list(WANTED),
             ignore_patterns=list(UNWANTED),
         )
-    except (HfHubHTTPError, HTTPError, HFValidationError, IncompleteSnapshotError, LocalEntryNotFoundError) as error:
+    except (
+        HfHubHTTPError,
+        ConnectionFailed,
+        HFValidationError,
+        IncompleteSnapshotError,
+        LocalEntryNotFoundError,
+    ) as error:
         raise HubFailed(_remedy(error, repo, revision)) from None
     except OSError as error:
         reason = error.strerror or "the cache cannot be written"

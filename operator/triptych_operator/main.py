@@ -10,8 +10,8 @@ from pathlib import Path
 import msgspec
 
 from triptych_operator.local_service import LocalService, LocalSettings
-from triptych_operator.local_start import SourceFailed, choose_engine, has_torch, no_demo, prepare
-from triptych_operator.model_source import Sources
+from triptych_operator.local_start import choose_engine, has_torch, no_demo, prepare
+from triptych_operator.model_source import SourceFailed, Sources
 from triptych_operator.settings import Settings, read_settings
 from triptych_operator.spec import BadSpec, LLMService, load_file
 from triptych_operator.state_dir import AlreadyRunning, StateDirectory

@@ -49,6 +49,7 @@ class ServiceStatus(msgspec.Struct, frozen=True, rename="camel"):
         conditions: Ready, Progressing, ModelAvailable, EnginesReady, RouterReady.
         ignored_fields: Fields of the file that are not acted on yet.
         waiting_for: What is missing, in one sentence; empty when ready.
+        most_crashes: Ends in a row of the child that fares worst.
     """
 
     url: str
@@ -60,6 +61,7 @@ class ServiceStatus(msgspec.Struct, frozen=True, rename="camel"):
     conditions: tuple[Condition, ...]
     ignored_fields: tuple[str, ...] = ()
     waiting_for: str = ""
+    most_crashes: int = 0
 
     @property
     def ready(self) -> bool:
@@ -84,6 +86,7 @@ def status_of(snapshot: Snapshot, desired: tuple[DesiredChild, ...], sizes: Size
         conditions=_conditions(snapshot, len(ready) == len(instances), waiting_for),
         ignored_fields=snapshot.service.ignored_fields,
         waiting_for=waiting_for,
+        most_crashes=max((child.crashes for child in snapshot.children if not child.stopping), default=0),
     )
 
 

@@ -1,0 +1,6 @@
+"""`python -m triptych`."""
+
+from triptych.main import run
+
+if __name__ == "__main__":
+    run()
