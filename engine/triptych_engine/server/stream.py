@@ -1,0 +1,96 @@
+"""Server-sent events: one event a piece, the ledger comment as its first line, `[DONE]` at the very end."""
+
+import asyncio
+from typing import Any
+
+import msgspec
+from aiohttp import web
+from msgspec import UNSET, UnsetType
+
+from triptych_contract.errors import TriptychError
+from triptych_contract.ledger import LedgerEntry, format_entry
+from triptych_engine.server.choice import Piece
+from triptych_engine.server.parse import Options
+from triptych_engine.server.shapes import Shape, Usage
+
+DONE = b"data: [DONE]\n\n"
+ERROR_DEADLINE_S = 1.0
+_ENCODER = msgspec.json.Encoder()
+HEADERS = {
+    "content-type": "text/event-stream; charset=utf-8",
+    "cache-control": "no-cache",
+    "x-accel-buffering": "no",
+    "x-should-retry": "false",
+}
+
+
+def event(data: Any, ledger: bytes = b"") -> bytes:
+    """One whole event."""
+    return b"%bdata: %b\n\n" % (ledger, _ENCODER.encode(data))
+
+
+class EventStream:
+    """Writes the stream of one answer. Nothing is sent before the first piece, so that errors keep their status.
+
+    Args:
+        request: The HTTP request.
+        shape: Of the endpoint.
+        options: For usage.
+        ledger: Write ledger comments.
+    """
+
+    def __init__(self, request: web.Request, shape: Shape, options: Options, *, ledger: bool) -> None:
+        self._request = request
+        self._shape = shape
+        self._options = options
+        self._ledger = ledger
+        self._response = web.StreamResponse(headers=HEADERS)
+        self._opened: set[int] = set()
+
+    @property
+    def begun(self) -> bool:
+        """True once the client may have seen a byte."""
+        return self._response.prepared
+
+    async def piece(self, piece: Piece, usage: Usage) -> None:
+        """Send one piece."""
+        data = b""
+        if piece.choice not in self._opened:
+            self._opened.add(piece.choice)
+            opening = self._shape.opening(piece.choice)
+            if opening is not None:
+                data = event(opening, self._comment(LedgerEntry(piece.choice, piece.first_position, (), "0")))
+        entry = LedgerEntry(piece.choice, piece.first_position, piece.token_ids, str(piece.cursor))
+        data += event(self._shape.chunk(piece, self._usage(usage)), self._comment(entry))
+        await self._write(data)
+
+    async def finish(self, usage: Usage) -> web.StreamResponse:
+        """Send the end."""
+        last = event(self._shape.usage_chunk(usage)) if self._options.include_usage else b""
+        await self._write(last + DONE)
+        await self._response.write_eof()
+        return self._response
+
+    async def fail(self, error: TriptychError) -> web.StreamResponse:
+        """Tell an error inside of a stream that has begun; a client that does not read is cut off."""
+        try:
+            async with asyncio.timeout(ERROR_DEADLINE_S):
+                await self._write(event(error.body()) + DONE)
+                await self._response.write_eof()
+        except TimeoutError:
+            if self._request.transport is not None:
+                self._request.transport.abort()
+        return self._response
+
+    def _comment(self, entry: LedgerEntry) -> bytes:
+        return format_entry(entry) if self._ledger else b""
+
+    def _usage(self, usage: Usage) -> Usage | None | UnsetType:
+        if self._options.continuous_usage:
+            return usage
+        return None if self._options.include_usage else UNSET
+
+    async def _write(self, data: bytes) -> None:
+        if not self._response.prepared:
+            await self._response.prepare(self._request)
+        await self._response.write(data)
