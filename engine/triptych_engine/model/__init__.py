@@ -1,1 +1,1 @@
-"""TBD"""
+"""Models: what a folder says (`config`, `generation`, `tensors`, without torch) and the decoder that computes it."""

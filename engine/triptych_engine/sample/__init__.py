@@ -1,1 +1,1 @@
-"""TBD"""
+"""From logits to tokens."""
