@@ -67,7 +67,7 @@ class Chat(msgspec.Struct, frozen=True, kw_only=True):
     created: int
     model: str
     choices: list[Choice]
-    usage: Usage | None | UnsetType = UNSET
+    usage: Usage | UnsetType | None = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
 
 
@@ -84,7 +84,7 @@ class ChatShape:
         prompt = UNSET if told else self._answer.prompt_of(choice)
         return self._chunk([Choice(index=choice, delta=Part(role="assistant", content=""))], UNSET, prompt)
 
-    def chunk(self, piece: Piece, usage: Usage | None | UnsetType) -> Chat:
+    def chunk(self, piece: Piece, usage: Usage | UnsetType | None) -> Chat:
         """One event."""
         choice = Choice(
             index=piece.choice,
@@ -127,7 +127,7 @@ class ChatShape:
         return f"chatcmpl-{self._answer.request_id}"
 
     def _chunk(
-        self, choices: list[Choice], usage: Usage | None | UnsetType, prompt: list[int] | UnsetType = UNSET
+        self, choices: list[Choice], usage: Usage | UnsetType | None, prompt: list[int] | UnsetType = UNSET
     ) -> Chat:
         return Chat(
             id=self._id,

@@ -37,7 +37,7 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     choices: list[Choice]
     object: str = "text_completion"
-    usage: Usage | None | UnsetType = UNSET
+    usage: Usage | UnsetType | None = UNSET
 
 
 class CompletionShape:
@@ -50,7 +50,7 @@ class CompletionShape:
     def opening(self, choice: int) -> None:
         """A completion's stream begins with its text."""
 
-    def chunk(self, piece: Piece, usage: Usage | None | UnsetType) -> Completion:
+    def chunk(self, piece: Piece, usage: Usage | UnsetType | None) -> Completion:
         """One event."""
         first = piece.choice not in self._opened
         self._opened.add(piece.choice)
@@ -65,7 +65,7 @@ class CompletionShape:
         completion = self._completion([self._choice(piece, first=True) for piece in pieces], usage)
         return {**msgspec.to_builtins(completion), **extra}
 
-    def _completion(self, choices: list[Choice], usage: Usage | None | UnsetType) -> Completion:
+    def _completion(self, choices: list[Choice], usage: Usage | UnsetType | None) -> Completion:
         answer = self._answer
         return Completion(
             id=f"cmpl-{answer.request_id}", created=answer.created, model=answer.model, choices=choices, usage=usage

@@ -73,7 +73,7 @@ class Shape(Protocol):
         """The event before a choice's first piece; None if there is none."""
         ...
 
-    def chunk(self, piece: Piece, usage: Usage | None | UnsetType) -> Any:
+    def chunk(self, piece: Piece, usage: Usage | UnsetType | None) -> Any:
         """One event."""
         ...
 

@@ -85,7 +85,7 @@ class EventStream:
     def _comment(self, entry: LedgerEntry) -> bytes:
         return format_entry(entry) if self._ledger else b""
 
-    def _usage(self, usage: Usage) -> Usage | None | UnsetType:
+    def _usage(self, usage: Usage) -> Usage | UnsetType | None:
         if self._options.continuous_usage:
             return usage
         return None if self._options.include_usage else UNSET
