@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from triptych_contract.clock import ManualClock
 from triptych_contract.errors import HandoverRefused, Overloaded
@@ -85,10 +85,6 @@ class LeaseMachine(RuleBasedStateMachine):
     def release(self, lease: str) -> None:
         assert self.holdings.release(lease) == (lease in self.expiry_s)
         self.end({lease} & set(self.expiry_s))
-
-    @rule(target=leases, lease=consumes(leases))
-    def forget(self, lease: str) -> object:
-        return multiple()
 
     def lives(self, lease: str) -> bool:
         return lease in self.expiry_s and self.clock.now_s() < self.expiry_s[lease]

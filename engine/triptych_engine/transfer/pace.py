@@ -5,6 +5,9 @@ SLOWEST_BYTES_PER_S = 4_000_000
 RENEWALS_PER_TTL = 6
 """So many chances before a lease is lost; five may fail."""
 
+MIN_INTERVAL_S = 0.02
+"""Whatever life a ticket claims, it cannot make this instance call without a pause."""
+
 
 def transfer_deadline_s(ttl_ms: int, size_bytes: int) -> float:
     """Seconds after which a transfer of so many bytes is given up, where nobody says otherwise."""
@@ -13,4 +16,4 @@ def transfer_deadline_s(ttl_ms: int, size_bytes: int) -> float:
 
 def renewal_interval_s(ttl_ms: int) -> float:
     """Seconds between two renewals of a lease."""
-    return ttl_ms / 1000 / RENEWALS_PER_TTL
+    return max(MIN_INTERVAL_S, ttl_ms / 1000 / RENEWALS_PER_TTL)

@@ -56,8 +56,8 @@ class Sender:
             for piece in _pieces(item):
                 state.update(piece)
                 await self._add(piece)
-            self._sizes.append(len(item))
             await self._add(state.intdigest().to_bytes(CHECKSUM_BYTES, "little"))
+            self._sizes.append(len(item))
             await self._inject()
         await self._flush()
 
