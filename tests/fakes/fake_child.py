@@ -41,8 +41,8 @@ class Engine:
     token: str
     capable: frozenset[Stage]
     incarnation: str = field(default_factory=random_id)
-    current: Assignment = Assignment(Role.UNASSIGNED, 0)
-    handover: HandoverCounts = HandoverCounts()
+    current: Assignment = field(default_factory=lambda: Assignment(Role.UNASSIGNED, 0))
+    handover: HandoverCounts = field(default_factory=HandoverCounts)
 
     def state(self) -> InstanceState:
         load = LoadSample(blocks=BlockCounts(free=64, total=64), handover=self.handover)
@@ -132,8 +132,7 @@ class Router:
         return response
 
 
-async def serve(kind: str, flags: argparse.Namespace) -> None:
-    token = Path(flags.token_file).read_text().strip()
+async def serve(kind: str, flags: argparse.Namespace, token: str) -> None:
     registry = LocalRegistry(Path(flags.discovery.removeprefix("local:")))
     app = web.Application()
     engine: Engine | None = None
@@ -183,7 +182,7 @@ def main() -> None:
         sys.exit(int(os.environ["FAKE_CRASH"]))
     if flags.exit_with_stdin:
         threading.Thread(target=leave_with_stdin, daemon=True).start()
-    asyncio.run(serve(flags.kind, flags))
+    asyncio.run(serve(flags.kind, flags, Path(flags.token_file).read_text().strip()))
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def read(text: str) -> Document:
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         document.faults.append(Fault(1, 1, "", f"this is not YAML: {type(error).__name__}; write one LLMService."))
         return document
-    nodes = [node for node in nodes if node is not None]
+    nodes = [node for node in nodes if node is not None and node.tag != _NULL]
     if not nodes:
         document.faults.append(Fault(1, 1, "", "the file is empty; write one LLMService (see examples/laptop.yaml)."))
         return document

@@ -113,7 +113,18 @@ def _type(error: ValidationError, written: str) -> str:
     if isinstance(error.instance, dict | list):
         got = _TYPES["object"] if isinstance(error.instance, dict) else _TYPES["array"]
         return f"write {_TYPES[wanted]}, not {got}."
+    if isinstance(error.instance, str) and _reads_as(wanted, written):
+        return f"this is text; remove the quotes around {written}."
     return f"write {_TYPES[wanted]}, not `{written}`."
+
+
+def _reads_as(wanted: str, written: str) -> bool:
+    """True if the text without its quotes would be of the wanted type."""
+    try:
+        value = yaml.safe_load(written)
+    except yaml.YAMLError:
+        return False
+    return type(value) is {"integer": int, "boolean": bool}.get(wanted)
 
 
 def _instead(error: ValidationError, written: str) -> str:
