@@ -57,7 +57,9 @@ def test_a_shared_block_is_never_written() -> None:
 
 def test_generated_blocks_are_reused_by_the_next_turn() -> None:
     harness = CoreHarness()
-    said = harness.generate(make_submit(PREFIX[:40], request_id="turn1", sampling=SamplingParams(max_tokens=60), eos=()))
+    said = harness.generate(
+        make_submit(PREFIX[:40], request_id="turn1", sampling=SamplingParams(max_tokens=60), eos=())
+    )
     before = harness.stats()
     harness.generate(make_submit([*PREFIX[:40], *said, 10, 11], request_id="turn2"))
     assert harness.stats().prefix_hits - before.prefix_hits == 96
