@@ -96,12 +96,16 @@ async def send(sock: socket.socket, frame: object) -> None:
 
 
 async def ask(sock: socket.socket, frame: object) -> object:
-    await send(sock, frame)
+    """The answer to a frame; None if the peer closes the link instead."""
     data = b""
     async with asyncio.timeout(5):
-        while len(data) < 4 or len(data) < 4 + int.from_bytes(data[:4], "little"):
-            part = await asyncio.get_running_loop().sock_recv(sock, 65536)
-            if not part:
-                return None
-            data += part
+        try:
+            await send(sock, frame)
+            while len(data) < 4 or len(data) < 4 + int.from_bytes(data[:4], "little"):
+                part = await asyncio.get_running_loop().sock_recv(sock, 65536)
+                if not part:
+                    return None
+                data += part
+        except ConnectionError:
+            return None
     return msgspec.msgpack.decode(data[4:], type=LinkFrame)

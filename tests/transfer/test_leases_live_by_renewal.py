@@ -11,6 +11,7 @@ from triptych_contract.errors import HandoverRefused
 from triptych_contract.handover import LeaseRenewal
 from triptych_contract.registry import MemoryRegistry
 from triptych_engine.messages import ReleaseLease
+from triptych_engine.transfer.pace import RENEWALS_PER_TTL
 
 
 async def test_a_lease_that_nobody_takes_ends_by_itself() -> None:
@@ -37,10 +38,10 @@ async def test_time_is_that_of_the_clock_passed_in() -> None:
 
 
 async def test_a_checked_ticket_is_renewed_while_it_is_queued_and_until_it_is_pulled() -> None:
-    async with pair(ttl_ms=240) as (p, d, _):
-        ticket = grant(p)
+    async with pair(ttl_ms=240) as (p, d, registry), TcpProxy(p.port, Harm()) as proxy:
+        ticket = await detour(grant(p), registry, proxy)
         await d.handover.check(ticket)
-        await asyncio.sleep(0.6)
+        await until(lambda: proxy.passed.count(b"renewed") > RENEWALS_PER_TTL)
         assert p.handover.leases == 1
         assert (await d.handover.pull(ticket, wanted(ticket))).ok
         await until(lambda: p.handover.leases == 0)
@@ -52,7 +53,7 @@ async def test_a_lease_is_renewed_while_its_blocks_are_pulled() -> None:
         pull = asyncio.create_task(d.handover.pull(ticket, wanted(ticket), 5.0))
         await proxy.harm.held.wait()
         proxy.harm.hold_after = None
-        await asyncio.sleep(0.6)
+        await until(lambda: proxy.passed.count(b"renewed") > RENEWALS_PER_TTL)
         assert p.handover.leases == 1
         proxy.harm.release.set()
         assert (await pull).ok

@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
+from typing import Protocol
 
 from triptych_contract.handover import MAX_TTL_MS
 from triptych_engine.transfer.counters import Failure
@@ -14,10 +15,15 @@ from triptych_engine.transfer.tasks import Tasks
 MAX_RENEWED = 4096
 """Tickets held at a time; those beyond live for one TTL."""
 
-Renewal = Callable[[Peer, str, float], Awaitable[None]]
-"""Renews a lease (peer, lease, deadline in seconds); raises `TransferFailed`."""
-
 _log = logging.getLogger(__name__)
+
+
+class Renewal(Protocol):
+    """The call that renews."""
+
+    def __call__(self, peer: Peer, lease: str, *, deadline_s: float) -> Awaitable[None]:
+        """Renew a lease of a peer within so many seconds; raises `TransferFailed`."""
+        ...
 
 
 class Renewals:
@@ -60,7 +66,7 @@ class Renewals:
         for _ in range(int(MAX_TTL_MS / 1000 / interval_s) + 1):
             await asyncio.sleep(interval_s)
             try:
-                await self._renew(peer, lease, interval_s)
+                await self._renew(peer, lease, deadline_s=interval_s)
             except TransferFailed as failure:
                 _log.info("a lease was not renewed: %s", failure.message)
                 if failure.reason is Failure.REFUSED:

@@ -29,7 +29,7 @@ from triptych_engine.transfer.link_client import LinkClient
 from triptych_engine.transfer.link_server import LinkServer
 from triptych_engine.transfer.pace import transfer_deadline_s
 from triptych_engine.transfer.pool import BlockPool
-from triptych_engine.transfer.renewals import Renewal, Renewals
+from triptych_engine.transfer.renewals import Renewals
 from triptych_engine.transfer.tasks import Tasks
 
 CONNECTOR = "tcp"
@@ -153,7 +153,7 @@ class Handover:
             dialler=dialler,
             client=client,
             server=server,
-            renewals=Renewals(_renewal(client)),
+            renewals=Renewals(client.renew),
             embedding_bytes=ready.embedding_bytes,
             port=port,
         )
@@ -410,10 +410,3 @@ class Handover:
             else:
                 await asyncio.sleep(max(0.001, wait_s))
                 self._holdings.expire()
-
-
-def _renewal(client: LinkClient) -> Renewal:
-    async def renew(peer: Peer, lease: str, deadline_s: float) -> None:
-        await client.renew(peer, lease, deadline_s=deadline_s)
-
-    return renew
