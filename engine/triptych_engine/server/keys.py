@@ -1,0 +1,13 @@
+"""Typed places of the HTTP application and its requests."""
+
+from aiohttp import web
+
+from triptych_engine.server.access import Guard
+from triptych_engine.server.engine import Engine
+from triptych_engine.server.events import EventHub
+
+ENGINE = web.AppKey("engine", Engine)
+HUB = web.AppKey("hub", EventHub)
+GUARD = web.AppKey("guard", Guard)
+REQUEST_ID = "triptych_request_id"
+TRUSTED = "triptych_trusted"
