@@ -8,31 +8,26 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NoReturn
 
 from triptych_contract import WIRE_VERSION
 from triptych_contract.clock import Clock
 from triptych_contract.errors import HandoverRefused
-from triptych_contract.handover import MAX_TTL_MS, EmbeddingTicket, Hello, LeaseRenewal, LinkClass, Ticket
+from triptych_contract.handover import MAX_TTL_MS, EmbeddingTicket, LeaseRenewal, Ticket
 from triptych_contract.ids import IdSource
 from triptych_contract.instance import HandoverCounts
 from triptych_contract.registry import Registry
 from triptych_engine.messages import Inbox, LeaseGranted, PullEnded, PullWanted, Ready
 from triptych_engine.transfer.counters import Counters, Failure
-from triptych_engine.transfer.dial import Dialler, TransferFailed
+from triptych_engine.transfer.dial import TransferFailed
 from triptych_engine.transfer.discovery import Directory, Peer
 from triptych_engine.transfer.embeddings import EmbeddingStore
+from triptych_engine.transfer.ends import Ends, make_ends
 from triptych_engine.transfer.holdings import Holdings
 from triptych_engine.transfer.leases import KVHolding
-from triptych_engine.transfer.link_client import LinkClient
-from triptych_engine.transfer.link_server import LinkServer
 from triptych_engine.transfer.pace import transfer_deadline_s
-from triptych_engine.transfer.pool import BlockPool
-from triptych_engine.transfer.renewals import Renewals
 from triptych_engine.transfer.tasks import Tasks
 
-CONNECTOR = "tcp"
 MAX_PULLS = 8
 """Pulls at a time; more would only share the same wire. The others wait their turn, renewing their leases."""
 MAX_GIVE_BACKS = 256
@@ -40,20 +35,6 @@ GIVE_BACK_DEADLINE_S = 1.0
 """Blocks that nobody wants are free within a second, or by the TTL if their producer cannot be told."""
 MAX_EMBEDDINGS = 64
 """Digests of one ticket."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Running:
-    """What exists between `start` and `stop`."""
-
-    link_class: LinkClass
-    pool: BlockPool
-    dialler: Dialler
-    client: LinkClient
-    server: LinkServer
-    renewals: Renewals
-    embedding_bytes: int
-    port: int
 
 
 class Handover:
@@ -107,7 +88,8 @@ class Handover:
         self._turns = asyncio.Semaphore(MAX_PULLS)
         self._expirer = Tasks(limit=1)
         self._give_backs = Tasks(limit=MAX_GIVE_BACKS)
-        self._running: _Running | None = None
+        self._ends: Ends | None = None
+        self._port = 0
 
     # --- life ------------------------------------------------------------------------------------------
 
@@ -125,58 +107,39 @@ class Handover:
         Raises:
             OSError: The address cannot be bound.
         """
-        link_class = LinkClass(CONNECTOR, ready.layout.describe(), ready.kv_dtype, ready.fingerprint)
-        blocks = BlockPool(ready.layout, pool)
-        server = LinkServer(
+        ends = make_ends(
             instance_id=self._instance_id,
             service_token=self._service_token,
-            link_class=link_class,
+            clock=self._clock,
+            ready=ready,
+            pool=pool,
             holdings=self._holdings,
             store=self.embeddings,
-            pool=blocks,
-            embedding_dtype=ready.embedding_dtype,
             counters=self._counters,
         )
-        dialler = Dialler(Hello(self._service_token, self._instance_id, link_class), clock=self._clock)
-        client = LinkClient(
-            dialler,
-            blocks,
-            embedding_dtype=ready.embedding_dtype,
-            embedding_bytes=ready.embedding_bytes,
-            counters=self._counters,
-        )
-        port = server.start(self._link_host, kv_port)
-        self._holdings.on_end(server.stop_readers)
-        self._running = _Running(
-            link_class=link_class,
-            pool=blocks,
-            dialler=dialler,
-            client=client,
-            server=server,
-            renewals=Renewals(client.renew),
-            embedding_bytes=ready.embedding_bytes,
-            port=port,
-        )
+        self._port = ends.server.start(self._link_host, kv_port)
+        self._holdings.on_end(ends.server.stop_readers)
+        self._ends = ends
         self._expirer.start(self._expire_for_ever(), name="lease-expiry")
-        return port
+        return self._port
 
     async def stop(self) -> None:
         """End all links and leases; pulls of callers must have ended. A second call does nothing."""
-        running, self._running = self._running, None
+        ends, self._ends = self._ends, None
         await self._expirer.close()
-        if running is None:
+        if ends is None:
             return
-        await running.renewals.close()
+        await ends.renewals.close()
         await self._give_backs.close()
-        await running.server.stop()
+        await ends.server.stop()
         self._holdings.release_all()
-        running.dialler.close()
-        running.pool.close()
+        ends.dialler.close()
+        ends.pool.close()
 
     @property
     def link_class(self) -> str:
         """Digest of the link class; empty before `start`."""
-        return "" if self._running is None else self._running.link_class.digest()
+        return "" if self._ends is None else self._ends.link_class.digest()
 
     # --- producer --------------------------------------------------------------------------------------
 
@@ -191,7 +154,7 @@ class Handover:
         Raises:
             Overloaded: There are too many leases; the core frees the blocks.
         """
-        running = self._started()
+        ends = self._started()
         holding = KVHolding(granted.blocks, granted.identities, granted.num_tokens)
         self._holdings.grant_kv(granted.lease, holding)
         self._granted.set()
@@ -199,12 +162,12 @@ class Handover:
             remote_engine_id=self._instance_id,
             remote_request_id=request_id,
             remote_host=self._link_host,
-            remote_port=running.port,
+            remote_port=self._port,
             remote_num_tokens=granted.num_tokens,
             remote_blocks_expiry_time=self._unix_s() + self._holdings.ttl_ms / 1000,
             lease=granted.lease,
             ttl_ms=self._holdings.ttl_ms,
-            fingerprint=running.link_class.digest(),
+            fingerprint=ends.link_class.digest(),
         )
 
     def grant_embeddings(self, digests: Sequence[bytes]) -> EmbeddingTicket:
@@ -214,7 +177,7 @@ class Handover:
             HandoverRefused: One of them is not in the store, or there are too many.
             Overloaded: There are too many leases.
         """
-        running = self._started()
+        self._started()
         if len(digests) > MAX_EMBEDDINGS:
             raise HandoverRefused(f"One hand-over carries at most {MAX_EMBEDDINGS} embeddings.")
         lease = self._holdings.grant_embeddings(self._new_id(), digests)
@@ -222,7 +185,7 @@ class Handover:
         return EmbeddingTicket(
             remote_engine_id=self._instance_id,
             remote_host=self._link_host,
-            remote_port=running.port,
+            remote_port=self._port,
             lease=lease.id,
             ttl_ms=self._holdings.ttl_ms,
             digests=tuple(digest.hex() for digest in digests),
@@ -258,9 +221,9 @@ class Handover:
             HandoverRefused: Another link class or version, or an address that discovery does not list;
                 nothing was dialled.
         """
-        running = self._started()
+        ends = self._started()
         peer = await self._peer(ticket)
-        running.renewals.start(peer, ticket.lease, ticket.ttl_ms)
+        ends.renewals.start(peer, ticket.lease, ticket.ttl_ms)
 
     async def pull(self, ticket: Ticket, wanted: PullWanted, deadline_s: float | None = None) -> PullEnded:
         """Fetch the wanted blocks into the own pool and verify the copies; then the lease is given back.
@@ -276,26 +239,26 @@ class Handover:
         Returns:
             What the core is told; a failure names its reason, and none of the blocks may be used.
         """
-        running = self._started()
+        ends = self._started()
         self._counters.requests += 1
         started_s = self._clock.now_s()
         try:
-            await self._pull(running, ticket, wanted, deadline_s)
+            await self._pull(ends, ticket, wanted, deadline_s)
         except TransferFailed as failure:
             self._counters.failed(failure.reason)
             self._give_back_later(ticket, useful=failure.reason is not Failure.REFUSED)
             return PullEnded(wanted.id, ok=False, reason=failure.reason.value)
         finally:
-            running.renewals.stop(ticket.lease)
+            ends.renewals.stop(ticket.lease)
             self._on_pull_seconds(self._clock.now_s() - started_s)
         self._give_back_later(ticket, useful=True)
         return PullEnded(wanted.id, ok=True, received=tuple(block.index for block in wanted.blocks))
 
     async def abandon(self, ticket: Ticket | EmbeddingTicket) -> None:
         """Want a ticket no more and give its lease back, within a second or not at all."""
-        running = self._started()
-        running.renewals.stop(ticket.lease)
-        await self._give_back(running, ticket)
+        ends = self._started()
+        ends.renewals.stop(ticket.lease)
+        await self._give_back(ends, ticket)
 
     def forget(self, ticket: Ticket) -> None:
         """Want a ticket no more but leave its lease alive, for another instance that pulls under it."""
@@ -317,18 +280,18 @@ class Handover:
         Raises:
             HandoverRefused: The ticket cannot be honoured, or the transfer failed; embed the images here.
         """
-        running = self._started()
+        ends = self._started()
         peer = await self._find(ticket)
         limit_s = transfer_deadline_s(ticket.ttl_ms, 0) if deadline_s is None else deadline_s
         try:
-            rows = await running.client.pull_embeddings(peer, ticket.lease, digests, deadline_s=limit_s)
+            rows = await ends.client.pull_embeddings(peer, ticket.lease, digests, deadline_s=limit_s)
         except TransferFailed as failure:
             self._counters.failed(failure.reason)
             self._give_back_later(ticket, useful=failure.reason is not Failure.REFUSED)
             raise HandoverRefused(failure.message) from None
         self._give_back_later(ticket, useful=True)
         for digest, data in rows.items():
-            self.embeddings.put(digest, data, count=len(data) // running.embedding_bytes)
+            self.embeddings.put(digest, data, count=len(data) // ends.embedding_bytes)
         return rows
 
     # --- counters --------------------------------------------------------------------------------------
@@ -343,26 +306,26 @@ class Handover:
 
     # --- inside ----------------------------------------------------------------------------------------
 
-    def _started(self) -> _Running:
-        if self._running is None:
+    def _started(self) -> Ends:
+        if self._ends is None:
             raise HandoverRefused("This instance takes no hand-overs yet, or no more.")
-        return self._running
+        return self._ends
 
-    async def _pull(self, running: _Running, ticket: Ticket, wanted: PullWanted, deadline_s: float | None) -> None:
+    async def _pull(self, ends: Ends, ticket: Ticket, wanted: PullWanted, deadline_s: float | None) -> None:
         if not wanted.blocks:
             return
-        if any(not running.pool.holds(block.block, block.tokens) for block in wanted.blocks):
+        if any(not ends.pool.holds(block.block, block.tokens) for block in wanted.blocks):
             raise ValueError("a wanted block lies outside of the pool")
         try:
             peer = await self._peer(ticket)
         except HandoverRefused as refusal:
             raise TransferFailed(Failure.REFUSED, refusal.message) from None
-        running.renewals.start(peer, ticket.lease, ticket.ttl_ms)
-        size_bytes = sum(running.pool.layout.valid_bytes(block.tokens) for block in wanted.blocks)
+        ends.renewals.start(peer, ticket.lease, ticket.ttl_ms)
+        size_bytes = sum(ends.pool.layout.valid_bytes(block.tokens) for block in wanted.blocks)
         limit_s = transfer_deadline_s(ticket.ttl_ms, size_bytes) if deadline_s is None else deadline_s
         try:
             async with asyncio.timeout(limit_s), self._turns:
-                await running.client.pull(peer, ticket.lease, wanted.blocks, deadline_s=limit_s)
+                await ends.client.pull(peer, ticket.lease, wanted.blocks, deadline_s=limit_s)
         except TimeoutError:
             raise TransferFailed(Failure.LATE, "The transfer did not end in time.") from None
 
@@ -394,11 +357,11 @@ class Handover:
         if useful:
             self._give_backs.start(self._give_back(self._started(), ticket), name="lease-give-back")
 
-    async def _give_back(self, running: _Running, ticket: Ticket | EmbeddingTicket) -> None:
+    async def _give_back(self, ends: Ends, ticket: Ticket | EmbeddingTicket) -> None:
         """Only a producer that discovery lists is told, and its TTL ends what it cannot be told of."""
         with contextlib.suppress(TransferFailed, HandoverRefused):
             peer = await self._directory.find(ticket.remote_engine_id, ticket.remote_host, ticket.remote_port)
-            await running.client.give_back(peer, ticket.lease, deadline_s=GIVE_BACK_DEADLINE_S)
+            await ends.client.give_back(peer, ticket.lease, deadline_s=GIVE_BACK_DEADLINE_S)
 
     async def _expire_for_ever(self) -> None:
         """Wake at the next expiry; a renewal or a new lease only ever moves it away."""
