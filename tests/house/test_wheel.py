@@ -75,3 +75,26 @@ def test_the_command_tells_the_version_of_the_package(fresh, tmp_path):
     code = "import triptych_contract; print(triptych_contract.__version__)"
     version = run(fresh / "python", "-c", code, cwd=tmp_path)
     assert version.strip() in run(fresh / "triptych", "version", cwd=tmp_path)
+
+
+def test_a_service_of_the_simulated_engine_runs_from_the_wheel_and_hands_over(fresh, tmp_path):
+    example = ROOT / "examples" / "laptop-sim.yaml"
+    environment = {"PATH": f"{fresh}:/usr/bin:/bin", "HOME": str(tmp_path), "XDG_STATE_HOME": str(tmp_path / "state")}
+    command = [
+        fresh / "triptych",
+        "up",
+        "-f",
+        str(example),
+        "--engine",
+        "sim",
+        "--port",
+        "0",
+        "--ask",
+        "Hello?",
+        "--once",
+    ]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=180
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    assert "decode" in done.stdout
