@@ -1,0 +1,1 @@
+"""What a client sends and gets: members of a body, events of a stream, errors, endpoints."""

@@ -1,0 +1,1 @@
+"""What the router believes about instances, and how it comes to know."""

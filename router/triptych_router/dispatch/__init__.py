@@ -1,0 +1,1 @@
+"""How a route is carried out: legs, attempts, retries, leases, the ledger."""

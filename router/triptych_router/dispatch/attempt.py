@@ -1,0 +1,86 @@
+"""One call to one engine: every way in which it can end without an answer becomes a `LegFailed`.
+
+The end of the instance's life interrupts whatever the attempt waits for, so a stopped process that keeps its
+connections holds nobody. Leaving the attempt early closes its connection, by which the engine cancels.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import aiohttp
+
+from triptych_contract import headers as names
+from triptych_contract.errors import UpstreamFailed, parse_error
+from triptych_contract.roles import Stage
+from triptych_router.cluster.lives import Life
+from triptych_router.dispatch.retry import Cause, LegFailed
+
+CONNECT_S = 2.0
+MAX_REFUSAL_BYTES = 65536
+MAX_ANSWER_BYTES = 256 * 1024 * 1024
+"""Of an answer that is not streamed; sixteen choices with log probabilities stay far below."""
+_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S)
+
+
+@asynccontextmanager
+async def attempt(
+    session: aiohttp.ClientSession, life: Life, *, stage: Stage, url: str, body: bytes, headers: dict[str, str]
+) -> AsyncIterator[aiohttp.ClientResponse]:
+    """Send a leg and give its answer with status 200.
+
+    Raises:
+        LegFailed: Not reached, refused, lost, or answered for another attempt; also out of the block, if the
+            connection is lost or the instance dies while the answer is read.
+    """
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(None) as scope:
+            detach = life.attach(lambda: scope.reschedule(loop.time()))
+            try:
+                async with session.post(
+                    url, data=body, headers=headers, timeout=_TIMEOUT, allow_redirects=False
+                ) as answer:
+                    await _check(answer, stage, headers)
+                    yield answer
+            finally:
+                detach()
+    except TimeoutError as error:
+        if scope.expired():
+            raise LegFailed(stage, Cause.GONE) from None
+        if isinstance(error, aiohttp.ClientError):
+            raise LegFailed(stage, Cause.CONNECT) from None
+        raise
+    except aiohttp.ClientConnectorError:
+        raise LegFailed(stage, Cause.CONNECT) from None
+    except (aiohttp.ClientError, ConnectionError):
+        raise LegFailed(stage, Cause.DIED) from None
+
+
+async def read_whole(answer: aiohttp.ClientResponse, stage: Stage, limit_bytes: int = MAX_ANSWER_BYTES) -> bytes:
+    """The body of an answer.
+
+    Raises:
+        LegFailed: It is larger than the limit.
+    """
+    parts: list[bytes] = []
+    size_bytes = 0
+    async for part in answer.content.iter_any():
+        parts.append(part)
+        size_bytes += len(part)
+        if size_bytes > limit_bytes:
+            raise LegFailed(stage, Cause.REFUSED, UpstreamFailed("The instance's answer is too large."))
+    return b"".join(parts)
+
+
+async def _check(answer: aiohttp.ClientResponse, stage: Stage, sent: dict[str, str]) -> None:
+    echoed = answer.headers.get(names.ATTEMPT)
+    if echoed is not None and echoed != sent[names.ATTEMPT]:
+        raise LegFailed(stage, Cause.STALE)
+    if answer.status == 200:
+        return
+    raw = await read_whole(answer, stage, MAX_REFUSAL_BYTES)
+    error = parse_error(raw)
+    if error is None:
+        raise LegFailed(stage, Cause.DIED if answer.status >= 500 else Cause.REFUSED)
+    raise LegFailed(stage, Cause.REFUSED, error, status=answer.status, raw=raw)

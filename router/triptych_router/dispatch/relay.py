@@ -1,0 +1,79 @@
+"""The last leg's answer to the client: a body as received, or whole events without their ledger lines."""
+
+from collections.abc import Callable, Mapping
+
+import aiohttp
+
+from triptych_contract.errors import TriptychError, UpstreamFailed
+from triptych_contract.ledger import split_event
+from triptych_contract.roles import Stage
+from triptych_router.api import sse
+from triptych_router.dispatch.attempt import read_whole
+from triptych_router.dispatch.ledger import Ledger
+from triptych_router.dispatch.reply import Reply
+from triptych_router.dispatch.retry import Cause, LegFailed
+
+
+async def relay_whole(
+    answer: aiohttp.ClientResponse, reply: Reply, *, headers: Mapping[str, str], first: Callable[[], None]
+) -> None:
+    """Forward an answer that is not streamed, byte for byte."""
+    body = await read_whole(answer, Stage.DECODE)
+    first()
+    await reply.whole(200, body, {"content-type": answer.content_type, **headers})
+
+
+async def relay_events(
+    answer: aiohttp.ClientResponse,
+    reply: Reply,
+    ledger: Ledger,
+    *,
+    headers: Mapping[str, str],
+    first: Callable[[], None],
+) -> TriptychError | None:
+    """Forward a stream; the events of one read go out in one write.
+
+    Returns:
+        The error that an event carried, None for a stream that went well.
+
+    Raises:
+        LegFailed: It ended without its last event, or began with an error.
+        ClientGone: The client left.
+    """
+    splitter = sse.EventSplitter()
+    failed: TriptychError | None = None
+    done = False
+    try:
+        async for chunk in answer.content.iter_any():
+            lines, events = _cut(splitter.feed(chunk))
+            if not events:
+                continue
+            failed = failed or next(filter(None, map(sse.error_of, events)), None)
+            if failed is not None and not reply.started:
+                raise LegFailed(Stage.DECODE, Cause.REFUSED, failed, status=failed.status)
+            first()
+            await reply.events(b"".join(events), headers)
+            for line in lines:
+                ledger.record(line)
+            done = done or any(map(sse.is_done, events))
+    except UpstreamFailed as error:
+        raise LegFailed(Stage.DECODE, Cause.REFUSED, error, delivered=reply.started) from None
+    if not done and failed is None:
+        raise LegFailed(Stage.DECODE, Cause.DIED, delivered=reply.started)
+    if not done:
+        await reply.events(sse.DONE, headers)
+    await reply.end()
+    return failed
+
+
+def _cut(events: list[bytes]) -> tuple[list[bytes], list[bytes]]:
+    """Ledger lines, and what the client gets; an event that holds nothing else is left out."""
+    lines: list[bytes] = []
+    rest: list[bytes] = []
+    for event in events:
+        line, shown = split_event(event)
+        if line is not None:
+            lines.append(line)
+        if shown.strip(b"\r\n"):
+            rest.append(shown)
+    return lines, rest

@@ -1,0 +1,1 @@
+"""Pure: which instances serve a request, and why."""
