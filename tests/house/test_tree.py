@@ -45,7 +45,7 @@ def test_a_source_root_holds_one_package_that_ships_its_types(root):
     packages = [path for path in (ROOT / root).iterdir() if path.is_dir() and path.name != "__pycache__"]
     assert [path.name for path in packages] == ["triptych" if root == "cli" else f"triptych_{root}"]
     assert (packages[0] / "py.typed").is_file()
-    assert f"{root}/{packages[0].name}" in PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    assert f"{root}/{packages[0].name}" in PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["only-include"]
 
 
 def test_test_files_have_distinct_names_so_that_a_failure_names_one():

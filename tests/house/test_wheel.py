@@ -61,6 +61,13 @@ def test_what_the_programs_read_beside_their_code_is_in_the_wheel(wheel):
         assert wanted <= names
 
 
+def test_the_demo_model_is_in_the_wheel_without_what_made_it(wheel):
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if "/demo_model/" in name}
+    files = [path.name for path in (ROOT / "models" / "demo").iterdir() if path.is_file() and path.suffix != ".py"]
+    assert names == {f"triptych_engine/demo_model/{name}" for name in files}
+    assert "config.json" in files
+
+
 def test_all_packages_are_imported_without_torch(fresh, tmp_path):
     code = f"import sys, {', '.join(PACKAGES)}, triptych_engine.main; assert 'torch' not in sys.modules"
     run(fresh / "python", "-I", "-c", code, cwd=tmp_path)
