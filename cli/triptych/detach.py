@@ -12,6 +12,7 @@ from triptych.failure import Failure
 from triptych.up import READY_S, Options, check_port, read
 from triptych_operator.state_dir import AlreadyRunning, StateDirectory
 
+PROGRAM = (sys.executable, "-m", "triptych")
 POLL_S = 0.1
 TAIL_LINES = 5
 
@@ -27,7 +28,8 @@ def detach(options: Options, state: StateDirectory, *, console: Console) -> None
         raise Failure(str(held)) from None
     log = state.logs / "up.log"
     argv = [
-        *(sys.executable, "-m", "triptych", "up", "-f", str(options.file.resolve())),
+        *PROGRAM,
+        *("up", "-f", str(options.file.resolve())),
         *("--port", str(options.port), "--engine", options.engine),
     ]
     with log.open("wb") as sink:

@@ -3,6 +3,8 @@
 import sys
 from pathlib import Path
 
+import triptych.ask as ask_module
+import triptych.detach as detach_module
 import triptych.up as up_module
 from triptych import main
 from triptych_operator.platforms.commands import Programs
@@ -18,6 +20,8 @@ def run() -> None:
         return original(*args, **{**kwargs, "programs": PROGRAMS})  # type: ignore[arg-type]
 
     up_module.prepare = prepare  # type: ignore[assignment]
+    detach_module.PROGRAM = (sys.executable, __file__)
+    ask_module.SETTLE_S = 0.3
     main.run()
 
 
