@@ -95,8 +95,9 @@ def read_defaults(config: dict[str, Any], generation: dict[str, Any]) -> Default
 
     def number(name: str, neutral: float) -> float:
         value = generation.get(name)
-        sound = isinstance(value, int | float) and not isinstance(value, bool) and sampled
-        return float(value) if sound else neutral
+        if not sampled or isinstance(value, bool) or not isinstance(value, int | float):
+            return neutral
+        return float(value)
 
     return Defaults(
         temperature=min(2.0, max(0.0, number("temperature", 1.0))),

@@ -77,7 +77,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
         prompts = await completion_prompts(parsed, engine.card)
         echo = tuple(engine.card.tokenizer.decode_all(p.token_ids) for p in prompts) if parsed.echo else ()
         answer = _answer(engine, caller, parsed.options, prompts, echo)
-        job = _job(engine, caller, leg, parsed, prompts, CompletionShape(answer))
+        job = _job(engine, caller, leg, parsed=parsed, prompts=prompts, shape=CompletionShape(answer))
         return await _serve(request, job)
 
 
@@ -90,7 +90,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
         leg = _admit(engine, caller, parsed.options)
         prompts = (await chat_prompt(parsed, engine.card, tenant=caller.tenant),)
         answer = _answer(engine, caller, parsed.options, prompts, ())
-        return await _serve(request, _job(engine, caller, leg, parsed, prompts, ChatShape(answer)))
+        return await _serve(request, _job(engine, caller, leg, parsed=parsed, prompts=prompts, shape=ChatShape(answer)))
 
 
 async def read_body(request: web.Request) -> bytes:
@@ -155,6 +155,7 @@ def _job(
     engine: Engine,
     caller: Caller,
     leg: Leg,
+    *,
     parsed: CompletionRequest | ChatRequest,
     prompts: tuple[Prepared, ...],
     shape: Shape,
@@ -165,7 +166,10 @@ def _job(
         raise Internal("The engine has no model.")
     options = parsed.options
     _check_leg(leg, prompts)
-    submits = tuple(_submit(engine, ready, caller, parsed, leg, p, index) for index, p in enumerate(prompts))
+    submits = tuple(
+        _submit(engine, ready, caller, parsed=parsed, leg=leg, prompt=prompt, index=index)
+        for index, prompt in enumerate(prompts)
+    )
     echo_only = options.max_tokens == 0 and isinstance(leg, LocalLeg)
     return Job(engine, caller, leg, options, prompts, submits, shape, echo_only)
 
@@ -188,6 +192,7 @@ def _submit(
     engine: Engine,
     ready: Ready,
     caller: Caller,
+    *,
     parsed: CompletionRequest | ChatRequest,
     leg: Leg,
     prompt: Prepared,
