@@ -1,8 +1,8 @@
 """What the prefix cache saves, what it must not share, and what it tells the router."""
 
 import pytest
-from fakes.core_harness import CoreHarness, make_submit, sim_config
 
+from fakes.core_harness import CoreHarness, make_submit, sim_config
 from triptych_contract.sampling import SamplingParams
 from triptych_engine.messages import Deltas, KVChanged
 

@@ -1,8 +1,8 @@
 """Too many tokens for the pool: the latest arrival waits, and nobody's text changes."""
 
 import pytest
-from fakes.core_harness import CoreHarness, make_submit, sim_config
 
+from fakes.core_harness import CoreHarness, make_submit, sim_config
 from triptych_contract.sampling import SamplingParams
 from triptych_engine.messages import LeaseGranted, Mode, ReleaseLease, Submit
 

@@ -1,8 +1,8 @@
 """How a choice ends: stop tokens, lengths, deadlines, cancels; and how several choices share one prompt."""
 
 import pytest
-from fakes.core_harness import EOS, CoreHarness, RecordingExecutor, make_submit, sim_config
 
+from fakes.core_harness import EOS, CoreHarness, RecordingExecutor, make_submit, sim_config
 from triptych_contract.sampling import SamplingParams
 from triptych_engine.executor.sim import SimExecutor
 from triptych_engine.messages import Cancel, Deltas, FinishReason, Mode, Rejected

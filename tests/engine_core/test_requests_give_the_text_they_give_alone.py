@@ -3,9 +3,10 @@
 from random import Random
 
 import pytest
-from fakes.core_harness import CoreHarness, make_submit, sim_config
 
+from fakes.core_harness import CoreHarness, RecordingExecutor, make_submit, sim_config
 from triptych_contract.sampling import SamplingParams
+from triptych_engine.executor.sim import SimExecutor
 from triptych_engine.messages import Cancel, FinishReason, Rejected, Submit
 
 SHARED = [40 + position % 50 for position in range(150)]
@@ -82,12 +83,10 @@ def test_the_chunk_size_does_not_show_in_the_text(max_batch_tokens: int) -> None
 
 
 def test_a_step_never_computes_more_than_its_budget() -> None:
-    from fakes.core_harness import RecordingExecutor
-
     executors: list[RecordingExecutor] = []
 
-    def record(executor: object) -> RecordingExecutor:
-        executors.append(RecordingExecutor(executor))  # type: ignore[arg-type]
+    def record(executor: SimExecutor) -> RecordingExecutor:
+        executors.append(RecordingExecutor(executor))
         return executors[-1]
 
     harness = CoreHarness(sim_config(max_batch_tokens=40, max_sequences=8), wrap=record)

@@ -2,10 +2,10 @@
 
 import hypothesis.strategies as st
 import pytest
-import strategies  # noqa: F401 - loads the hypothesis profile
 from hypothesis import settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
+import strategies  # noqa: F401 - loads the hypothesis profile
 from triptych_contract.hashing import chain_hashes
 from triptych_engine.kv.audit import audit
 from triptych_engine.kv.blocks import BlockFault, BlockPool, BlockState, OutOfBlocks

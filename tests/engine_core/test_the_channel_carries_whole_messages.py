@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import msgspec
 import pytest
-from fakes.core_harness import make_submit
 
+from fakes.core_harness import make_submit
 from triptych_contract.errors import Overloaded
+from triptych_contract.instance import BlockCounts
 from triptych_engine.channel import (
     WRITE_BUFFER_BYTES,
     ChannelBroken,
@@ -107,8 +108,7 @@ class TestTheCoresEnd:
     def test_sending_to_a_server_that_does_not_read(self, pair: tuple[socket.socket, socket.socket]) -> None:
         channel = CoreChannel(pair[0], send_deadline_s=0.01)
         with pytest.raises(ChannelBroken, match="read"):
-            for _ in range(100):
-                channel.send(Progress(percent=1, text="x" * 100_000))
+            channel.send(Progress(percent=1, text="x" * 10_000_000))
 
 
 class TestTheServersEnd:
@@ -156,8 +156,6 @@ class TestTheServersEnd:
 
 
 def test_stats_pass_unchanged() -> None:
-    from triptych_contract.instance import BlockCounts
-
     counts = dict.fromkeys(CoreStats.__struct_fields__, 1) | {"blocks": BlockCounts(free=1, total=1)}
     stats = CoreStats(**counts)  # type: ignore[arg-type]
     frame = encode_frame(stats)

@@ -1,8 +1,8 @@
 """What is refused at the door, and what a failing executor does to the requests in its step."""
 
 import pytest
-from fakes.core_harness import CoreHarness, RecordingExecutor, make_submit, sim_config
 
+from fakes.core_harness import CoreHarness, RecordingExecutor, make_submit, sim_config
 from triptych_contract.sampling import SamplingParams
 from triptych_engine.core.engine import CoreFault
 from triptych_engine.core.request import MOVES, State

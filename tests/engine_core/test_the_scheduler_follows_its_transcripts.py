@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from fakes.scheduler_transcript import play
 
 TRANSCRIPTS = sorted((Path(__file__).parent / "transcripts").glob("*.txt"))

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 import pytest
-from fakes.core_harness import CoreHarness, copy_blocks, make_submit, prefill, sim_config
 
+from fakes.core_harness import CoreHarness, copy_blocks, make_submit, prefill, sim_config
 from triptych_contract.sampling import SamplingParams
 from triptych_engine.messages import LeaseGranted, Mode, PullBlock, PullEnded, PullWanted
 

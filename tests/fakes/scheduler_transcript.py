@@ -15,7 +15,6 @@ counted afterwards. Positions are written `first..last`; `+` marks a row after w
 from collections.abc import Iterator
 
 from fakes.core_harness import make_submit, sim_config
-
 from triptych_contract.sampling import SamplingParams
 from triptych_engine.core.commit import commit
 from triptych_engine.core.engine import core_state
@@ -120,7 +119,8 @@ class Transcript:
     def _heard(self) -> Iterator[str]:
         for delta in self.state.deltas:
             if delta.finish_reason is not None:
-                yield f"end {delta.id}.{delta.choice} {delta.finish_reason} after {delta.first_position + len(delta.token_ids)}"
+                length = delta.first_position + len(delta.token_ids)
+                yield f"end {delta.id}.{delta.choice} {delta.finish_reason} after {length}"
         self.state.deltas.clear()
         for message in self._said:
             if isinstance(message, LeaseGranted):

@@ -31,8 +31,6 @@ class SimExecutor:
     """
 
     def __init__(self, config: SimConfig, *, num_blocks: int, max_context: int, pace: Pace) -> None:
-        if config.token_bytes < WORD_BYTES or config.token_bytes % WORD_BYTES:
-            raise ValueError(f"token_bytes must be a multiple of {WORD_BYTES}")
         self._config = config
         self._pace = pace
         self._vocabulary = Vocabulary(config.allowed or PRINTABLE, config.eos_token_ids)
@@ -117,6 +115,8 @@ def load_sim(
         ValueError: A setting that the simulation cannot take.
     """
     sim = config.sim
+    if sim.token_bytes < WORD_BYTES or sim.token_bytes % WORD_BYTES:
+        raise ValueError(f"token_bytes must be a multiple of {WORD_BYTES}")
     block_bytes = SEGMENTS * BLOCK_TOKENS * sim.token_bytes
     num_blocks = config.kv_blocks or config.kv_memory_bytes // block_bytes or DEFAULT_BLOCKS
     pace = Pace(
