@@ -112,6 +112,7 @@ def flags(module: str) -> Callable[[], str]:
         text = subprocess.run(  # noqa: S603 the command is our own
             command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True
         ).stdout
+        text = text.replace(" (default: None)", "").replace(" (default: False)", "")
         found = (match for line in text.splitlines() if (match := _FLAG.match(line)) and match[1] != "--help")
         return table(("flag", "meaning"), [(f"`{' '.join(filter(None, m.group(1, 2)))}`", m[3] or "") for m in found])
 
