@@ -12,9 +12,10 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+import pytest_asyncio
+
 from fakes.asking import Answer, ask
 from fakes.fleet import Fleet, fleet_in
-
 from triptych_contract.ids import random_id
 from triptych_contract.instance import InstanceState
 
@@ -27,7 +28,7 @@ FREED_AFTER_KILL_S = LEASE_TTL_S + 1.0
 ARMED = "--enable-failpoints"
 
 
-@pytest.fixture(scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def reference(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Fleet]:
     """One mixed instance that nothing happens to."""
     async with fleet_in(tmp_path_factory.mktemp("reference")) as fleet:
@@ -35,7 +36,7 @@ async def reference(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[F
         yield fleet
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="module")
 async def fleet(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Fleet]:
     """An empty fleet that ends with the test."""
     async with fleet_in(tmp_path_factory.mktemp("fleet")) as made:

@@ -8,6 +8,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+
 from fakes.asking import ask, vanish
 from fakes.fleet import Child, Fleet
 
@@ -137,4 +138,3 @@ async def test_a_thousand_requests_of_every_fate_leave_no_block_task_or_descript
 async def test_twenty_thousand_requests_of_every_fate_leave_no_block_task_or_descriptor(fleet: Fleet) -> None:
     """The same, long enough for slow leaks."""
     await check_storm(fleet, 20_000)
-

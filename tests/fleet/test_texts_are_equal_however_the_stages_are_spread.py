@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from fakes.asking import ask, image_part, png
 from fakes.fleet import Fleet, fleet_in
 

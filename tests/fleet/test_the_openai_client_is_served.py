@@ -6,6 +6,8 @@ from typing import Any
 
 import openai
 import pytest
+import pytest_asyncio
+
 from fakes.asking import vanish
 from fakes.fleet import Fleet, fleet_in
 
@@ -14,7 +16,7 @@ pytestmark = [pytest.mark.process, pytest.mark.asyncio(loop_scope="module")]
 LONG = " ".join(f"word{i}" for i in range(60))
 
 
-@pytest.fixture(scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def pair(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Fleet]:
     """A prefill and a decode instance behind a router, slow enough that a stream takes a while."""
     async with fleet_in(tmp_path_factory.mktemp("pair")) as fleet:
@@ -24,7 +26,7 @@ async def pair(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Fleet]
         yield fleet
 
 
-@pytest.fixture(scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def client(pair: Fleet) -> AsyncIterator[openai.AsyncOpenAI]:
     """A strict client without retries, so that an error shows."""
     made = openai.AsyncOpenAI(
