@@ -1,7 +1,6 @@
 """What all requests share."""
 
 from dataclasses import dataclass, field
-from itertools import count
 
 import aiohttp
 
@@ -41,11 +40,12 @@ class Services:
     expose_route: bool
     book: LoadBook = field(default_factory=LoadBook)
     budget: Budget = field(default_factory=Budget)
-    turns: count[int] = field(default_factory=count)
+    turns: int = 0
 
     def turn(self) -> int:
         """A number that rises with each decision."""
-        return next(self.turns)
+        self.turns += 1
+        return self.turns - 1
 
     def spend_retry(self) -> bool:
         """Take one retry from the budget; False if there is none."""
