@@ -1,0 +1,32 @@
+"""One thread, and each oracle model made once for the session."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the engine extra")
+pytest.importorskip("transformers", reason="transformers is the oracle")
+
+from fakes.oracle_models import make_oracle, save_oracle  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_and_one_seed() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def oracle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Any, Path]]:
+    """Kind → transformers model and its folder."""
+    made: dict[str, tuple[Any, Path]] = {}
+
+    def get(kind: str) -> tuple[Any, Path]:
+        if kind not in made:
+            model = make_oracle(kind)
+            made[kind] = (model, save_oracle(model, tmp_path_factory.mktemp(kind)))
+        return made[kind]
+
+    return get
