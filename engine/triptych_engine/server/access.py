@@ -42,14 +42,14 @@ class Guard:
             return False
         return hmac.compare_digest(_digest(shown.strip()), self._digest)
 
-    def check(self, access: Access | None, authorization: str | None) -> bool:
+    def check(self, access: Access, authorization: str | None) -> bool:
         """Let the caller in, and say whether it is trusted.
 
         Raises:
             Unauthorized: The route needs a token that the caller does not show.
         """
         trusted = self.trusts(authorization)
-        anybody = access is Access.PUBLIC or (access in (Access.CLIENT, None) and self._loopback)
+        anybody = access is Access.PUBLIC or (access is Access.CLIENT and self._loopback)
         if not (trusted or anybody):
             raise Unauthorized("This needs the service token as a Bearer token.")
         return trusted

@@ -23,7 +23,7 @@ from triptych_engine.server.access import Access, Guard
 from triptych_engine.server.caller import request_id_of
 from triptych_engine.server.engine import Engine
 from triptych_engine.server.events import EventHub
-from triptych_engine.server.keys import ENGINE, GUARD, HUB, REQUEST_ID, TRUSTED
+from triptych_engine.server.keys import ACCESS, ENGINE, GUARD, HUB, REQUEST_ID, TRUSTED
 from triptych_engine.server.log import log, log_exception
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
@@ -60,7 +60,6 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/instance/leases/{lease}", Access.SERVICE, instance.renew),
     Route("DELETE", "/instance/leases/{lease}", Access.SERVICE, instance.release),
 )
-_ACCESS = {(route.method, route.path): route.access for route in ROUTES}
 _QUIET = ("/metrics", "/health", "/livez", "/readyz", "/instance")
 
 
@@ -69,10 +68,14 @@ def build_app(engine: Engine, hub: EventHub, guard: Guard) -> web.Application:
     app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_identify, _shape_errors, _authenticate])
     app[ENGINE], app[HUB], app[GUARD] = engine, hub, guard
     app.on_response_prepare.append(add_request_id)
+    access: dict[tuple[str, str], Access] = {}
     for route in ROUTES:
-        app.router.add_route(route.method, route.path, route.handler)
+        added = app.router.add_route(route.method, route.path, route.handler)
+        if added.resource is not None:
+            access[route.method, added.resource.canonical] = route.access
         if route.method == "GET":
             app.router.add_route("HEAD", route.path, route.handler)
+    app[ACCESS] = access
     return app
 
 
@@ -144,10 +147,10 @@ async def _shape_errors(request: web.Request, handler: Handler) -> web.StreamRes
 
 @web.middleware
 async def _authenticate(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Let the caller in by the table of routes; what the table does not name is closed like a client's route."""
+    """Let the caller in by the table of routes; an unknown path tells a stranger nothing but that it needs a token."""
     resource = request.match_info.route.resource
     method = "GET" if request.method == "HEAD" else request.method
-    access = _ACCESS.get((method, resource.canonical)) if resource else None
+    access = request.app[ACCESS].get((method, resource.canonical), Access.SERVICE) if resource else Access.CLIENT
     request[TRUSTED] = request.app[GUARD].check(access, request.headers.get("authorization"))
     return await handler(request)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Sequence
 
-from triptych_contract.errors import DeadlineExceeded, Internal, TriptychError
+from triptych_contract.errors import DeadlineExceeded, Internal
 from triptych_contract.handover import Ticket
 from triptych_engine.messages import FinishReason, Submit
 from triptych_engine.server.choice import ChoiceStream, Piece
@@ -62,15 +62,10 @@ class Generation:
                     yield piece
         self._observe()
 
-    async def settle(self, error: BaseException) -> None:
-        """Settle a ticket whose blocks were not pulled: another instance may still want them, or nobody does."""
-        ticket, self._ticket = self._ticket, None
-        if ticket is None:
-            return
-        if isinstance(error, TriptychError) and error.elsewhere:
-            self._engine.handover.forget(ticket)
-        else:
-            await self._engine.handover.abandon(ticket)
+    @property
+    def unsettled(self) -> Ticket | None:
+        """The ticket, as long as its blocks have not been pulled."""
+        return self._ticket
 
     def _take(self, call: OpenCall, event: Tokens) -> Piece | None:
         delta = event.delta

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from triptych_contract.errors import HandoverRefused, Internal
+from triptych_contract.errors import HandoverRefused, Internal, TriptychError
 from triptych_contract.handover import EmbeddingTicket, Ticket
 from triptych_engine.messages import Embedding, Encode, Encoded, LeaseGranted, PullWanted, Submit
 from triptych_engine.server.engine import Engine
@@ -82,3 +82,11 @@ async def take_blocks(engine: Engine, call: OpenCall, ticket: Ticket) -> None:
     if not isinstance(event, PullWanted):
         raise Internal("The hand-over's blocks found no place.")
     call.pull_ended(await engine.handover.pull(ticket, event))
+
+
+async def settle(engine: Engine, ticket: Ticket, error: BaseException) -> None:
+    """A ticket whose blocks were not pulled: another instance may still want them, or nobody does."""
+    if isinstance(error, TriptychError) and error.elsewhere:
+        engine.handover.forget(ticket)
+    else:
+        await engine.handover.abandon(ticket)

@@ -21,7 +21,7 @@ from triptych_contract.errors import (
     TriptychError,
     UnsupportedMedia,
 )
-from triptych_contract.handover import DecodeLeg, EncodeLeg, Leg, LocalLeg, PrefillLeg, Ticket, parse_leg
+from triptych_contract.handover import DecodeLeg, EncodeLeg, Leg, LocalLeg, PrefillLeg, parse_leg
 from triptych_contract.hashing import chain_root
 from triptych_contract.roles import Stage
 from triptych_engine.messages import Mode, Ready, Submit
@@ -32,7 +32,7 @@ from triptych_engine.server.completions import CompletionShape
 from triptych_engine.server.engine import Engine
 from triptych_engine.server.generate import Generation, merge
 from triptych_engine.server.keys import ENGINE, REQUEST_ID, TRUSTED
-from triptych_engine.server.legs import embedded, encode_leg, find_embeddings, prefill_leg
+from triptych_engine.server.legs import embedded, encode_leg, find_embeddings, prefill_leg, settle
 from triptych_engine.server.log import log_exception
 from triptych_engine.server.parse import ChatRequest, CompletionRequest, Options, parse_chat, parse_completion
 from triptych_engine.server.prompts import Prepared, chat_prompt, completion_prompts
@@ -277,15 +277,10 @@ async def _leg(request: web.Request, job: Job, stream: EventStream) -> web.Strea
         generation = Generation(engine, submits, ticket)
         return await (_stream if job.options.stream else _whole)(request, job, generation, stream)
     except BaseException as error:
-        await _settle(engine, generation, ticket, error)
+        unsettled = ticket if generation is None else generation.unsettled
+        if unsettled is not None:
+            await settle(engine, unsettled, error)
         raise
-
-
-async def _settle(engine: Engine, generation: Generation | None, ticket: Ticket | None, error: BaseException) -> None:
-    if generation is not None:
-        await generation.settle(error)
-    elif ticket is not None:
-        engine.handover.forget(ticket)
 
 
 async def _with_embeddings(job: Job) -> tuple[Submit, ...]:
