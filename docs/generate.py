@@ -13,9 +13,6 @@ from collections.abc import Callable, Iterable
 from itertools import pairwise
 from pathlib import Path
 
-from typer.main import get_command
-
-from triptych.main import app
 from triptych_contract import errors, headers
 from triptych_contract.metrics import ENGINE, OPERATOR, ROUTER, Kind, Metric
 from triptych_contract.roles import PHASES, STAGES
@@ -119,29 +116,12 @@ def flags(module: str) -> Callable[[], str]:
     return read
 
 
-def commands() -> str:
-    """The commands of `triptych`, with their arguments."""
-    parts = []
-    for name, command in get_command(app).commands.items():  # type: ignore[attr-defined]  # it is a group
-        rows = []
-        for parameter in command.params:
-            word = ", ".join(parameter.opts) if parameter.param_type_name == "option" else parameter.name.upper()
-            rows.append(
-                (f"`{word}`", parameter.help or "", "" if parameter.default is None else f"`{parameter.default}`")
-            )
-        parts.append(f"### triptych {name}\n\n{command.help}\n")
-        if rows:
-            parts.append(table(("argument", "meaning", "default"), rows))
-    return "\n".join(parts)
-
-
 PARTS: dict[str, dict[str, Callable[[], str]]] = {
     "architecture.md": {"phases": phases, "roles": roles, "headers": header_table},
     "contract.md": {"contract": contract_names},
     "errors.md": {"errors": error_tree},
     "metrics.md": {"metrics": metric_tables},
     "configuration.md": {
-        "triptych": commands,
         "triptych-engine": flags("triptych_engine.main"),
         "triptych-router": flags("triptych_router.main"),
     },
