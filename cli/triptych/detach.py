@@ -9,7 +9,7 @@ from rich.console import Console
 
 from triptych.banner import announce
 from triptych.failure import Failure
-from triptych.up import READY_S, Options, check_port, read
+from triptych.up import GIVE_UP_CRASHES, READY_S, Options, check_port, read
 from triptych_operator.state_dir import AlreadyRunning, StateDirectory
 
 PROGRAM = (sys.executable, "-m", "triptych")
@@ -50,8 +50,12 @@ def _wait(child: "subprocess.Popen[bytes]", state: StateDirectory, log: Path) ->
         if child.poll() is not None:
             raise Failure(f"it ended with exit code {child.returncode}: {_tail(log)}")
         entry = state.entry()
-        if entry is not None and entry.pid == child.pid and entry.status.ready:
-            return
+        if entry is not None and entry.pid == child.pid:
+            if entry.status.ready:
+                return
+            if entry.status.most_crashes >= GIVE_UP_CRASHES:
+                child.terminate()
+                raise Failure(f"{entry.status.waiting_for}; see: triptych logs --service {entry.name}")
         time.sleep(POLL_S)
     name = state.path.name
     raise Failure(

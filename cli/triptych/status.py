@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sys
 
 from rich.console import Console
 from rich.table import Table
@@ -9,6 +10,9 @@ from rich.table import Table
 from triptych.failure import NOT_RUNNING, Failure
 from triptych.find import named
 from triptych.live import InstanceView, Report, as_json, ask, report
+
+PLAIN_WIDTH = 160
+"""Columns where no terminal says how many it has: every row stays on one line."""
 
 
 def status(name: str | None, output: str) -> None:
@@ -24,7 +28,7 @@ def status(name: str | None, output: str) -> None:
     if output == "json":
         print(json.dumps(as_json(found), indent=2))
     else:
-        show(found, Console())
+        show(found, Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH))
     if not held:
         raise Failure(f"{entry.name} is not running; start it with: triptych up -f {entry.file}", code=NOT_RUNNING)
 

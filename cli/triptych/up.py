@@ -116,6 +116,7 @@ class _Session:
         self._ready = asyncio.Event()
         self._latest: ServiceStatus | None = None
         self._progress: Status | None = None
+        self._told = ""
         self._service = LocalService(settings, on_status=self._on_status)
 
     async def run(self) -> None:
@@ -173,10 +174,11 @@ class _Session:
         self._latest = status
         if status.ready or self._hopeless(status):
             self._ready.set()
-        elif self._progress is not None and status.waiting_for:
+        elif self._progress is not None and status.waiting_for != self._told:
+            self._told = status.waiting_for
             self._progress.update(f"waiting for {_plain(status.waiting_for)}")
             if not self._console.is_terminal:
-                self._console.print(f"waiting for {status.waiting_for}", markup=False)
+                self._console.print(f"waiting for {status.waiting_for}", markup=False, soft_wrap=True)
 
     def _hopeless(self, status: ServiceStatus) -> bool:
         impatient = self._options.once or self._options.ask is not None

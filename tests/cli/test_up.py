@@ -178,6 +178,12 @@ class TestDetach:
         assert result.returncode == 1
         assert "run encode with engine.profile: sim" in result.stderr
 
+    def test_instances_that_cannot_start_end_it(self, terminal: Terminal, tmp_path: Path) -> None:
+        result = terminal.run("up", "-f", str(write(tmp_path)), "--port", "0", "--detach", FAKE_CRASH="7")
+        assert result.returncode == 1
+        assert "times in a row (exit code 7): the weights are broken" in result.stderr
+        until(lambda: terminal.run("status", "demo").returncode == 3)
+
 
 class TestRepair:
     def test_a_killed_instance_comes_back_with_its_role_and_a_higher_epoch(self, running: Terminal) -> None:
