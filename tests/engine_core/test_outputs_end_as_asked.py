@@ -1,9 +1,12 @@
 """How a choice ends: stop tokens, lengths, deadlines, cancels; and how several choices share one prompt."""
 
+import gc
+
 import pytest
 
 from fakes.core_harness import EOS, CoreHarness, RecordingExecutor, make_submit, sim_config
 from triptych_contract.sampling import SamplingParams
+from triptych_engine.core.request import Request
 from triptych_engine.executor.sim import SimExecutor
 from triptych_engine.messages import Cancel, Deltas, FinishReason, Mode, Rejected
 
@@ -54,6 +57,12 @@ class TestStopTokens:
         assert len(tokens) == 5
         assert reason is FinishReason.LENGTH
         assert min(tokens) >= 90
+
+    def test_stop_tokens_that_leave_nothing_to_say_end_nothing_before_min_tokens(self) -> None:
+        everything = tuple(range(32, 127))
+        sampling = SamplingParams(temperature=0.0, max_tokens=8, min_tokens=5, stop_token_ids=everything)
+        tokens, reason = said(sampling)
+        assert (len(tokens), reason) == (6, FinishReason.STOP)
 
 
 class TestLengths:
@@ -121,14 +130,15 @@ class TestDeadlinesAndCancels:
         harness.tell(Cancel(id="r"))
         assert len(harness.ends) == 1
 
-    def test_many_requests_with_far_deadlines_leave_nothing_behind(self) -> None:
+    def test_many_requests_with_far_deadlines_leave_no_memory_behind(self) -> None:
         harness = CoreHarness()
-        for number in range(300):
+        for number in range(500):
             submit = make_submit([65], request_id=str(number), deadline_s=1e6, sampling=SamplingParams(max_tokens=1))
             harness.tell(submit)
             harness.step(audited=False)
         harness.run()
         harness.check_empty()
+        assert sum(isinstance(one, Request) for one in gc.get_objects()) < 200
 
 
 class TestChoices:

@@ -97,6 +97,18 @@ def test_a_head_that_nobody_holds_goes_although_its_duplicate_branch_is_held() -
     assert cache.pool.counts().cached == 1
 
 
+def test_a_head_whose_branch_came_to_rest_after_it_still_goes_last() -> None:
+    cache = Cache(4)
+    first, second = cache.pool.allocate(1), cache.pool.allocate(2)
+    head, branch = cache.hashes("ab")
+    cache.prefix.insert(first[0], head, parent=ROOT)
+    cache.prefix.insert(second[1], branch, parent=head)
+    cache.pool.release(first)
+    cache.pool.release(second)
+    cache.pool.allocate(3)
+    assert cache.cached("ab") == 1
+
+
 def test_a_chain_is_matched_only_from_its_own_root() -> None:
     cache = Cache(4)
     cache.use("ab")

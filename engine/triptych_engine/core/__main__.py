@@ -77,8 +77,11 @@ def run(config: CoreConfig, channel: CoreChannel) -> int:
     channel.send(ready(executor.info))
     try:
         CoreLoop(core, channel, clock=clock).run()
-    except CoreFault as fault:
-        channel.send(CoreFailed(message=str(fault)))
+    except ConnectionError:
+        raise
+    except Exception as error:
+        _LOG.exception("the core cannot go on")
+        channel.send(CoreFailed(message=str(error) if isinstance(error, CoreFault) else "The engine has failed."))
         return EXIT_FAILED
     return EXIT_OK
 
@@ -94,18 +97,22 @@ def load(config: CoreConfig, progress: LoadProgress) -> Executor:
         raise StartFailure("The engine was started without a model.")
     try:
         from triptych_engine.executor.torch import load_torch  # noqa: PLC0415
+        from triptych_engine.model.errors import ModelFolderError  # noqa: PLC0415
     except ImportError as error:
         raise StartFailure("PyTorch is not installed; install triptych with its engine extra.") from error
-    return load_torch(
-        model_dir=Path(config.model_dir),
-        dtype=config.dtype,
-        device=config.device,
-        threads=config.threads,
-        kv_blocks=config.kv_blocks,
-        kv_memory_bytes=config.kv_memory_bytes,
-        max_context=config.max_context,
-        progress=progress,
-    )
+    try:
+        return load_torch(
+            model_dir=Path(config.model_dir),
+            dtype=config.dtype,
+            device=config.device,
+            threads=config.threads,
+            kv_blocks=config.kv_blocks,
+            kv_memory_bytes=config.kv_memory_bytes,
+            max_context=config.max_context,
+            progress=progress,
+        )
+    except ModelFolderError as error:
+        raise StartFailure(str(error)) from error
 
 
 def bind_pool(config: CoreConfig, executor: Executor) -> None:

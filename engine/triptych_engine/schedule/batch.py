@@ -7,7 +7,7 @@ from triptych_engine.executor.base import PlanRow, SampleSpec, StepPlan
 from triptych_engine.kv.blocks import BlockPool
 from triptych_engine.kv.prefix import PrefixCache
 from triptych_engine.messages import Mode, PullWanted
-from triptych_engine.schedule.admit import Admissions, admit
+from triptych_engine.schedule.admit import admit
 from triptych_engine.schedule.budget import Budget
 from triptych_engine.schedule.preempt import make_room
 from triptych_engine.schedule.queues import Queues
@@ -41,7 +41,8 @@ def batch(queues: Queues, pool: BlockPool, prefix: PrefixCache, budget: Budget) 
     step lets computed ones catch up: by one token where one is missing, by a chunk of the prompt where many
     are. Sequences that miss one token go first, so no prompt delays them by more than one step of at most
     `max_batch_tokens`; prompts share the rest in arrival order; new sequences are admitted with what is left.
-    A step that had to preempt admits nobody, or the victim's blocks would go round in a circle.
+    A victim of preemption is not admitted again in the same step: it needs all the blocks that it gave, and at
+    least one of them has gone to somebody else.
 
     Moves sequences between the queues and blocks to their tables; does no input or output and reads no clock.
     """
@@ -50,12 +51,9 @@ def batch(queues: Queues, pool: BlockPool, prefix: PrefixCache, budget: Budget) 
     prompts = [sequence for sequence in queues.running if sequence.num_remaining > 1]
     rows = [_row(sequence, 1) for sequence in sequences]
     left = budget.max_batch_tokens - len(rows)
-    if preempted or not queues.waiting:
-        admissions = Admissions()
-    else:
-        wanted = sum(sequence.num_remaining for sequence in prompts)
-        admissions = admit(queues, pool, prefix, budget, max_tokens=left - wanted)
-        prompts += admissions.started
+    wanted = sum(sequence.num_remaining for sequence in prompts)
+    admissions = admit(queues, pool, prefix, budget, max_tokens=left - wanted)
+    prompts += admissions.started
     for sequence in prompts:
         if left <= 0:
             break
