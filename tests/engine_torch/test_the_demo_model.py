@@ -3,10 +3,10 @@
 import json
 
 import pytest
-from fakes.torch_runner import Runner, load
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
+from fakes.torch_runner import Runner, load
 from triptych_engine.demo import demo_model_dir
 from triptych_engine.model.config import read_config
 from triptych_engine.model.generation import read_generation
