@@ -23,13 +23,23 @@ DEADLINE_S = 60.0
 class Service:
     """One running `triptych up`."""
 
-    def __init__(self, folder: Path, example: str, *words: str) -> None:
+    def __init__(self, folder: Path, example: str, *words: str, engine: str = "sim") -> None:
         self.environment = {**os.environ, "XDG_STATE_HOME": str(folder), "OMP_NUM_THREADS": "1"}
         self.name = example.removesuffix(".yaml")
         self.log = folder / "up.log"
         with self.log.open("wb") as sink:
             self.process = subprocess.Popen(
-                [*self.program, "up", "-f", str(ROOT / "examples" / example), "--engine", "sim", "--port", "0", *words],
+                [
+                    *self.program,
+                    "up",
+                    "-f",
+                    str(ROOT / "examples" / example),
+                    "--engine",
+                    engine,
+                    "--port",
+                    "0",
+                    *words,
+                ],
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=sink,
@@ -91,8 +101,8 @@ def ended(process: psutil.Process) -> bool:
 def start(tmp_path: Path) -> Iterator[Callable[..., Service]]:
     made: list[Service] = []
 
-    def begin(example: str, *words: str) -> Service:
-        made.append(Service(tmp_path, example, *words))
+    def begin(example: str, *words: str, engine: str = "sim") -> Service:
+        made.append(Service(tmp_path, example, *words, engine=engine))
         return made[-1]
 
     yield begin
@@ -107,6 +117,15 @@ def test_one_question_proves_the_hand_over_and_everything_ends(start: Callable[.
     assert "served by: prefill=engine-0, decode=engine-1" in output
     assert "tokens_recomputed=1" in output
     assert service.status()["service"]["phase"] == "stopped"
+
+
+@pytest.mark.torch
+def test_the_demo_model_answers_through_the_pytorch_engine(start: Callable[..., Service]) -> None:
+    service = start("laptop.yaml", "--ask", "What is a hand-over?", "--once", engine="torch")
+    assert service.process.wait(timeout=2 * DEADLINE_S) == 0, service.log.read_text()
+    output = service.log.read_text()
+    assert "served by: prefill=engine-0, decode=engine-1" in output
+    assert "tokens_recomputed=1" in output
 
 
 def test_a_mixed_service_answers(start: Callable[..., Service]) -> None:
