@@ -4,6 +4,8 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from triptych_engine.core.config import CoreConfig, SimConfig
 from triptych_engine.executor.base import ExecutorInfo, Sampled, StepPlan
 from triptych_engine.executor.cost import plan_seconds
@@ -74,8 +76,12 @@ class SimExecutor:
         """Write the context of all rows, then read it back and choose where asked."""
         began_s = self._pace.begin()
         memory = self.memory
+        singles = [row for row in plan.rows if len(row.token_ids) == 1 and not row.embeddings]
+        if singles:
+            memory.write_singles(singles, np.array([row.token_ids[0] for row in singles], dtype=np.uint64))
         for row in plan.rows:
-            memory.write(row, contents(row, embedding_bytes=self._config.embedding_bytes))
+            if len(row.token_ids) > 1 or row.embeddings:
+                memory.write(row, contents(row, embedding_bytes=self._config.embedding_bytes))
         results: list[Sampled] = []
         rows = [row for row in plan.rows if row.sample is not None]
         for row, state in zip(rows, memory.read(rows) if rows else (), strict=True):

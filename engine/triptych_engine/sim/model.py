@@ -21,6 +21,7 @@ from triptych_engine.executor.base import PlanRow
 from triptych_engine.kv.layout import KVLayout
 
 Words = npt.NDArray[np.uint64]
+Indices = npt.NDArray[np.intp]
 
 SEGMENTS = 2
 WORD_BYTES = 8
@@ -83,14 +84,32 @@ class SimMemory:
         before = self._words[table[(first - 1) // self._width], 0, (first - 1) % self._width, 0] if first else _U(0)
         steps = mix(words ^ (positions * _POSITION))
         steps[0:1] += before
-        sums = np.cumsum(steps, dtype=np.uint64)
-        slots = np.stack([sums, mix(sums ^ (positions * _INDEX))], axis=1)  # [positions, segments]
         keep = slice(row.stored_from - first, None)
         where = np.arange(first, first + len(words))[keep]
-        blocks, offsets = table[where // self._width], where % self._width
-        self._words[blocks, :, offsets, 0] = slots[keep]
+        sums = np.cumsum(steps, dtype=np.uint64)[keep]
+        self._store(table[where // self._width], where % self._width, sums, positions[keep])
+
+    def write_singles(self, rows: Sequence[PlanRow], words: Words) -> None:
+        """What `write` does, for many rows of one position each: a decode step in a few calls."""
+        kept = [index for index, row in enumerate(rows) if row.stored_from == row.first_position > 0]
+        for index in set(range(len(rows))) - set(kept):
+            self.write(rows[index], words[index : index + 1])
+        if not kept:
+            return
+        width = self._width
+        tables = [(rows[index].block_table, rows[index].first_position) for index in kept]
+        where = np.array([position for _, position in tables])
+        blocks = np.array([table[position // width] for table, position in tables])
+        blocks_before = np.array([table[(position - 1) // width] for table, position in tables])
+        positions = where.astype(np.uint64)
+        sums = self._words[blocks_before, 0, (where - 1) % width, 0] + mix(words[kept] ^ (positions * _POSITION))
+        self._store(blocks, where % width, sums, positions)
+
+    def _store(self, blocks: Indices, offsets: Indices, sums: Words, positions: Words) -> None:
+        slots = np.stack([sums, mix(sums ^ (positions * _INDEX))], axis=1)  # [positions, segments]
+        self._words[blocks, :, offsets, 0] = slots
         if len(self._filler):
-            self._words[blocks, :, offsets, 1:] = mix(slots[keep][:, :, None] ^ self._filler)
+            self._words[blocks, :, offsets, 1:] = mix(slots[:, :, None] ^ self._filler)
 
     def read(self, rows: Sequence[PlanRow]) -> list[int]:
         """The state of mind after the last position of each row: a word made of all slots of its context."""
