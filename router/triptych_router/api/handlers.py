@@ -119,9 +119,11 @@ class Front:
         return (self._model,) if self._model else self._services.watch.view().models()
 
     def _model_card(self, name: str) -> dict[str, object]:
-        lengths = [i.state.max_context for i in self._services.watch.view().instances if i.state.model == name]
         card: dict[str, object] = {"id": name, "object": "model", "created": self._started, "owned_by": "triptych"}
-        return {**card, "max_model_len": min(lengths)} if lengths and min(lengths) else card
+        lengths = [i.state.max_context for i in self._services.watch.view().instances if i.state.model == name]
+        if lengths and (shortest := min(lengths)):
+            card["max_model_len"] = shortest
+        return card
 
     async def _proxy(self, request: web.Request) -> web.StreamResponse:
         """`/tokenize` and `/detokenize` by any instance."""
