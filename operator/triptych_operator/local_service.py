@@ -82,6 +82,7 @@ class LocalService:
             wake=self._wake.set,
         )
         self._written: ServiceEntry | None = None
+        self._told: ServiceStatus | None = None
 
     def stop(self) -> None:
         """Drain and end; a second call ends at once."""
@@ -173,11 +174,15 @@ class LocalService:
                 ChildEntry(child.name, str(child.component), child.pid, child.alive, child.starts) for child in children
             ),
         )
+        if outcome.status != self._told:
+            self._told = outcome.status
+            self._on_status(outcome.status)
         if entry != self._written:
-            settings.state.write_entry(entry)
-            if self._written is None or entry.status != self._written.status:
-                self._on_status(entry.status)
-            self._written = entry
+            try:
+                settings.state.write_entry(entry)
+                self._written = entry
+            except OSError as error:
+                _log.warning("the status cannot be written: %s", error.strerror)
 
     async def _close(self) -> None:
         """End the children; a second `stop` meanwhile ends them at once."""

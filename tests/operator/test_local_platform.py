@@ -216,6 +216,18 @@ class TestLogFile:
         assert newest.read_text().endswith("line 29\n")
         assert {path.name for path in tmp_path.iterdir()} == {"a.log", "a.log.1"}
 
+    def test_a_folder_that_is_gone_loses_lines_and_stops_nobody(self, tmp_path: Path) -> None:
+        folder = tmp_path / "logs"
+        folder.mkdir()
+        log = LogFile(folder / "a.log", cap_bytes=10)
+        log.write(b"first")
+        (folder / "a.log").unlink()
+        folder.rmdir()
+        log.write(b"second line")
+        log.write(b"third line")
+        log.close()
+        assert log.last_line == "third line"
+
 
 class TestStateDirectory:
     def test_a_name_is_held_once(self, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A log file with a size cap: when it is full it becomes `NAME.log.1`, in place of the older one."""
 
+import contextlib
 from pathlib import Path
 
 CAP_BYTES = 8 * 1024 * 1024
@@ -22,12 +23,13 @@ class LogFile:
         self.last_line = ""
 
     def write(self, line: bytes) -> None:
-        """Append one line; its newline is added where it lacks."""
+        """Append one line; its newline is added where it lacks. A full disk loses lines and stops nobody."""
         data = line.rstrip(b"\r\n") + b"\n"
-        if self._size + len(data) > self._cap_bytes and self._size:
-            self._turn()
-        self._file.write(data)
-        self._size += len(data)
+        with contextlib.suppress(OSError):
+            if self._size + len(data) > self._cap_bytes and self._size:
+                self._turn()
+            self._file.write(data)
+            self._size += len(data)
         text = data.decode("utf-8", "replace").strip()
         if text:
             self.last_line = text[-400:]
@@ -37,7 +39,7 @@ class LogFile:
         self._file.close()
 
     def _turn(self) -> None:
-        self._file.close()
         self._path.replace(self._path.with_name(f"{self._path.name}.1"))
-        self._file = self._path.open("ab", buffering=0)
+        full, self._file = self._file, self._path.open("ab", buffering=0)
+        full.close()
         self._size = 0
