@@ -303,7 +303,7 @@ async def _stream(request: web.Request, job: Job, generation: Generation, stream
     pieces = generation.pieces()
     try:
         async for piece in pieces:
-            await stream.piece(piece, generation.usage)
+            await stream.piece(piece, lambda: generation.usage)
     finally:
         await pieces.aclose()  # type: ignore[attr-defined]
     return await stream.finish(generation.usage)
@@ -315,7 +315,7 @@ async def _echo(request: web.Request, job: Job, stream: EventStream) -> web.Stre
     if not job.options.stream:
         return await _send(request, job.shape.whole(pieces, usage, {}))
     for piece in pieces:
-        await stream.piece(piece, usage)
+        await stream.piece(piece, lambda: usage)
     return await stream.finish(usage)
 
 

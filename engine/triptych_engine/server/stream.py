@@ -1,6 +1,7 @@
 """Server-sent events: one event a piece, the ledger comment as its first line, `[DONE]` at the very end."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -52,8 +53,8 @@ class EventStream:
         """True once the client may have seen a byte."""
         return self._response.prepared
 
-    async def piece(self, piece: Piece, usage: Usage) -> None:
-        """Send one piece."""
+    async def piece(self, piece: Piece, usage: Callable[[], Usage]) -> None:
+        """Send one piece; `usage` is asked only where every event tells it."""
         data = b""
         if piece.choice not in self._opened:
             self._opened.add(piece.choice)
@@ -85,9 +86,9 @@ class EventStream:
     def _comment(self, entry: LedgerEntry) -> bytes:
         return format_entry(entry) if self._ledger else b""
 
-    def _usage(self, usage: Usage) -> Usage | UnsetType | None:
+    def _usage(self, usage: Callable[[], Usage]) -> Usage | UnsetType | None:
         if self._options.continuous_usage:
-            return usage
+            return usage()
         return None if self._options.include_usage else UNSET
 
     async def _write(self, data: bytes) -> None:
