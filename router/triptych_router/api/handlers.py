@@ -22,7 +22,7 @@ from triptych_router.api.completions import Completions
 from triptych_router.api.errors import error_response, of_http
 from triptych_router.api.parse import Kind
 from triptych_router.cluster.view import base_url
-from triptych_router.dispatch.attempt import MAX_ANSWER_BYTES
+from triptych_router.dispatch.attempt import MAX_ANSWER_BYTES, payload
 from triptych_router.dispatch.services import Services
 from triptych_router.log import log_exception
 from triptych_router.schedule.filters import candidates
@@ -142,7 +142,7 @@ class Front:
         try:
             async with self._services.session.post(
                 base_url(instance.record) + request.path,
-                data=body,
+                data=payload(body),
                 headers=sent,
                 timeout=aiohttp.ClientTimeout(total=PROXY_S),
                 allow_redirects=False,

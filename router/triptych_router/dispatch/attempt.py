@@ -5,6 +5,7 @@ connections holds nobody. Leaving the attempt early closes its connection, by wh
 """
 
 import asyncio
+import io
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -18,6 +19,7 @@ from triptych_router.dispatch.retry import Cause, LegFailed
 
 CONNECT_S = 2.0
 MAX_REFUSAL_BYTES = 65536
+LARGE_BODY_BYTES = 512 * 1024
 MAX_ANSWER_BYTES = 256 * 1024 * 1024
 """Of an answer that is not streamed; sixteen choices with log probabilities stay far below."""
 _TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S)
@@ -39,7 +41,7 @@ async def attempt(
             detach = life.attach(lambda: scope.reschedule(loop.time()))
             try:
                 async with session.post(
-                    url, data=body, headers=headers, timeout=_TIMEOUT, allow_redirects=False
+                    url, data=payload(body), headers=headers, timeout=_TIMEOUT, allow_redirects=False
                 ) as answer:
                     await _check(answer, stage, headers)
                     yield answer
@@ -55,6 +57,11 @@ async def attempt(
         raise LegFailed(stage, Cause.CONNECT) from None
     except (aiohttp.ClientError, ConnectionError):
         raise LegFailed(stage, Cause.DIED) from None
+
+
+def payload(body: bytes) -> bytes | io.BytesIO:
+    """The body as aiohttp wants it: a large one is written piece by piece, so that other streams go on."""
+    return io.BytesIO(body) if len(body) > LARGE_BODY_BYTES else body
 
 
 async def read_whole(answer: aiohttp.ClientResponse, stage: Stage, limit_bytes: int = MAX_ANSWER_BYTES) -> bytes:
