@@ -161,9 +161,7 @@ def main() -> None:
     """Print the rows."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     for row in run():
-        print(
-            f"{row.what}: median {sorted(row.samples)[len(row.samples) // 2]:.1f} {row.unit}  {row.target}", flush=True
-        )
+        print(f"{row.what}: median {statistics.median(row.samples):.1f} {row.unit}  {row.target}", flush=True)
 
 
 if __name__ == "__main__":
