@@ -151,7 +151,7 @@ def _reference_decode(model: Any, batch: int) -> Callable[[], object]:
     def call() -> object:
         with torch.inference_mode():
             chosen = model(inputs, past_key_values=cache, use_cache=True).logits[:, -1].max(-1)
-        cache.crop(CONTEXT)
+        cache.crop(-1)
         return chosen
 
     return call
