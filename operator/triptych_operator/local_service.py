@@ -139,7 +139,10 @@ class LocalService:
     async def _apply(self, action: Action, client: InstanceClient) -> None:
         match action:
             case StartChild(name, component):
-                await self._platform.start(name, component)
+                try:
+                    await self._platform.start(name, component)
+                except OSError as error:  # its log cannot be opened; the next observation tries again
+                    _log.warning("%s cannot be started: %s", name, error.strerror)
             case StopChild(name, at_once):
                 await self._platform.stop(name, at_once=at_once)
             case AssignRole(name, role, epoch):

@@ -125,7 +125,7 @@ def _missing(child: DesiredChild, snapshot: Snapshot) -> str:
     observed, state = snapshot.child(child.name), snapshot.state(child.name)
     if observed is None:
         return f"{child.name} to be started"
-    if not observed.alive:
+    if not observed.alive or (state is None and observed.crashes):
         return _ended(observed)
     if state is None:
         return f"{child.name} to answer"

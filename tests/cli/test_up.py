@@ -313,6 +313,38 @@ class TestOtherCommands:
         result = running.run("chat", "-m", "good morning")
         assert (result.returncode, result.stdout) == (0, "echo: good morning \n")
 
+    def test_chat_reads_messages_until_the_end_of_input(self, running: Terminal) -> None:
+        result = subprocess.run(
+            [*PROGRAM, "chat"],
+            env=running.environment(),
+            input="one\n\ntwo\n",
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert result.returncode == 0
+        assert "echo: one" in result.stdout
+        assert "echo: two" in result.stdout
+
+    def test_followed_logs_go_on_with_new_lines(self, running: Terminal) -> None:
+        follower = subprocess.Popen(
+            [*PROGRAM, "logs", "engine-0", "-f", "-n", "1"],
+            env=running.environment(),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            assert follower.stdout is not None
+            assert "engine listens" in follower.stdout.readline()
+            os.kill(running.pid("engine-0"), signal.SIGKILL)
+            assert {"listening" in follower.stdout.readline(), "listens" in follower.stdout.readline()} == {True}
+        finally:
+            follower.kill()
+            follower.wait(timeout=10)
+            if follower.stdout is not None:
+                follower.stdout.close()
+
     def test_logs_show_one_child_or_all(self, running: Terminal) -> None:
         assert "engine listens" in running.run("logs", "engine-0").stdout
         assert "router    router listens" in running.run("logs").stdout

@@ -48,6 +48,7 @@ class _Child:
     stopping: bool = False
     assigned: Assignment | None = None
     silent_since_s: float | None = None
+    last_words: str = ""
 
     @property
     def alive(self) -> bool:
@@ -68,7 +69,7 @@ class _Child:
             stopping=self.stopping,
             assigned=self.assigned,
             silent_since_s=self.silent_since_s,
-            last_words=self.log.last_line if not self.alive else "",
+            last_words=self.last_words,
         )
 
 
@@ -225,6 +226,7 @@ class LocalPlatform:
         child.exit_code = code
         child.ended_s = self._clock.now_s()
         child.http_port = 0
+        child.last_words = child.log.last_line
         told = child.stopping and code in (0, -signal.SIGTERM)
         child.crashes = 0 if told else crashes_after(child.crashes, ran_s=child.ended_s - child.started_s)
         asyncio.get_running_loop().call_soon(self._wake)
