@@ -4,7 +4,7 @@ import argparse
 import ipaddress
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from triptych_contract.handover import LEASE_TTL_MS, MAX_TTL_MS
@@ -46,7 +46,7 @@ class Settings:
     role_timeout_s: float
     capable: frozenset[Stage]
     discovery: Path | None
-    service_token: str
+    service_token: str = field(repr=False)
     insecure: bool
     dtype: str
     device: str

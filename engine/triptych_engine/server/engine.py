@@ -53,7 +53,6 @@ class Engine:
         role: Role, epoch and phase.
         clock: Monotonic; the core shares it.
         new_id: Source of 128-bit ids.
-        secret: Service token, or what stands for it where there is none.
         metrics: What the server counts.
         handover: Both ends of hand-overs.
         core, ready, stats: The core process, what it said when it was ready, and its last sample.
@@ -66,7 +65,6 @@ class Engine:
     role: RoleState
     clock: Clock
     new_id: IdSource
-    secret: str
     handover: Handover
     metrics: EngineMetrics = field(default_factory=EngineMetrics)
     core: CoreProcess | None = None

@@ -43,6 +43,7 @@ LOG_INFO, LOG_ERROR = 20, 40
 
 async def serve(settings: Settings) -> int:
     """Run one engine until it is told to end; the result is the program's exit status."""
+    log(LOG_INFO, "starting", settings=repr(settings))
     try:
         card = await asyncio.to_thread(_card, settings)
     except ModelFilesError as error:
@@ -70,7 +71,7 @@ class Program:
         self._settings = settings
         clock = SystemClock()
         self._registry = LocalRegistry(settings.discovery) if settings.discovery else None
-        self._secret = settings.service_token or (INSECURE_SECRET if settings.insecure else random_id())
+        secret = settings.service_token or (INSECURE_SECRET if settings.insecure else random_id())
         role = RoleState(initial=_initial(settings), capable=settings.capable, on_change=self._role_changed)
         self._engine = Engine(
             settings=settings,
@@ -79,10 +80,9 @@ class Program:
             role=role,
             clock=clock,
             new_id=random_id,
-            secret=self._secret,
             handover=Handover(
                 instance_id=settings.instance_id,
-                service_token=self._secret,
+                service_token=secret,
                 link_host=settings.host,
                 registry=self._registry,
                 service=settings.service,
