@@ -99,8 +99,9 @@ async def test_it_serves_and_returns_to_rest(start) -> None:  # type: ignore[no-
     ready = await core.until(Ready)
     assert isinstance(core.said[0], Progress)
     assert ready.layout.num_blocks == 64
-    core.channel.send(make_submit([65] * 40))
     await core.until(CoreStats, running=0)
+    core.channel.send(make_submit([65] * 40))
+    await core.until(CoreStats, running=0, step=16)
     tokens = [token for said in core.said if isinstance(said, Deltas) for one in said.items for token in one.token_ids]
     assert tokens == CoreHarness().generate(make_submit([65] * 40))
     assert core.board.sample().step == 16

@@ -136,7 +136,7 @@ class Core:
             handler(self._state, message)
 
     def step(self) -> bool:
-        """Expire deadlines, then decide, compute and commit one step.
+        """Decide and compute one step.
 
         Returns:
             False if there was nothing to compute; only a message or a deadline can change that.
@@ -144,25 +144,40 @@ class Core:
         Raises:
             CoreFault: The executor fails again and again.
         """
+        decided = self.decide()
+        if decided is None:
+            return False
+        self.compute(decided)
+        return True
+
+    def decide(self) -> Batch | None:
+        """Expire deadlines and decide the next step; None if there is nothing to compute."""
         state = self._state
         begin_s = self._clock.now_s()
         for request in state.deadlines.expired(now_s=begin_s):
             end(state, request, FinishReason.DEADLINE)
         decided = batch(state.queues, state.pool, state.prefix, state.budget)
         self._announce(decided)
-        decided_s = self._clock.now_s()
         if not decided.plan.rows:
             self._flush()
-            return False
-        state.counters.scheduler_s += decided_s - begin_s
-        self._board.begin(now_ns=int(decided_s * 1e9), predicted_ns=self._predicted_ns(decided.plan))
+            return None
+        state.counters.scheduler_s += self._clock.now_s() - begin_s
+        return decided
+
+    def compute(self, decided: Batch) -> None:
+        """Compute and commit a step that was decided just before.
+
+        Raises:
+            CoreFault: The executor fails again and again.
+        """
+        counters = self._state.counters
+        self._board.begin(now_ns=int(self._clock.now_s() * 1e9), predicted_ns=self._predicted_ns(decided.plan))
         try:
-            self._compute(decided)
+            self._execute(decided)
         finally:
-            state.counters.step += 1
-            self._board.end(step=state.counters.step)
+            counters.step += 1
+            self._board.end(step=counters.step)
         self._flush()
-        return True
 
     def _predicted_ns(self, plan: StepPlan) -> int:
         return int(plan_seconds(self._state.executor.info.profile, plan) * 1e9)
@@ -180,7 +195,7 @@ class Core:
         for sequence in decided.refused:
             state.reject(sequence.request, IMAGES_GONE)
 
-    def _compute(self, decided: Batch) -> None:
+    def _execute(self, decided: Batch) -> None:
         """Execute and commit; a failure ends the requests of this step with an error."""
         try:
             results: Series[Sampled] = self._state.executor.execute(decided.plan)

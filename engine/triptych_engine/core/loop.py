@@ -1,8 +1,8 @@
 """The core's loop: one thread that alternates between the channel and the next step.
 
 While there is work the channel is only drained; while there is none the loop blocks on it until the next
-deadline. Load samples are sent at a bounded rate during work, and at once when work ends, so that what the
-server tells of blocks and requests returns to the truth without delay.
+deadline. Load samples are sent at a bounded rate during work, and at once when requests are admitted (the step
+that follows may be long) and when work ends, so that what the server tells of them is true without delay.
 """
 
 import logging
@@ -52,16 +52,19 @@ class CoreLoop:
             CoreFault: The executor fails again and again.
         """
         busy = False
+        self._tell_load(at_once=True)
         while True:
             for message in self._channel.poll(0.0 if busy else self._patience_s()):
                 if isinstance(message, Shutdown):
                     return
                 self._core.receive(message)
                 self._touch()
-            busy = self._core.step()
-            if busy:
+            decided = self._core.decide()
+            busy = decided is not None
+            self._tell_load(at_once=decided is None or bool(decided.admitted))
+            if decided is not None:
+                self._core.compute(decided)
                 self._touch()
-            self._tell_load(idle=not busy)
 
     def _touch(self) -> None:
         """Something happened, so the audit is due again."""
@@ -88,8 +91,8 @@ class CoreLoop:
             _LOG.error("block audit: %s", "; ".join(faults))
             self._channel.send(AuditResult(id="", faults=faults, stats=self._core.stats()))
 
-    def _tell_load(self, *, idle: bool) -> None:
+    def _tell_load(self, *, at_once: bool) -> None:
         now_s = self._clock.now_s()
-        if (idle or now_s - self._stats_s >= STATS_INTERVAL_S) and self._core.take_changed():
+        if (at_once or now_s - self._stats_s >= STATS_INTERVAL_S) and self._core.take_changed():
             self._stats_s = now_s
             self._channel.send(self._core.stats())

@@ -52,7 +52,7 @@ class CoreState:
     deadlines: Deadlines = field(default_factory=Deadlines)
     counters: Counters = field(default_factory=Counters)
     deltas: list[Delta] = field(default_factory=list)
-    changed: bool = False
+    changed: bool = True
     arrivals: int = 0
     keys: int = 0
 
