@@ -76,6 +76,7 @@ ENGINE: tuple[Metric, ...] = (
     Metric("triptych_engine_role", Kind.GAUGE, "1 for the role held now.", (*_MODEL, "role")),
     Metric("triptych_engine_epoch", Kind.GAUGE, "Epoch of the role.", _MODEL),
     Metric("triptych_engine_leases", Kind.GAUGE, "Leases held for other instances.", _MODEL),
+    Metric("triptych_engine_tasks", Kind.GAUGE, "Tasks of the server's event loop; flat when idle.", _MODEL),
     Metric("triptych_engine_steps", Kind.COUNTER, "Steps finished.", _MODEL),
     Metric("triptych_handover_blocks", Kind.COUNTER, "KV blocks handed over.", (*_MODEL, "direction")),
     Metric("triptych_handover_bytes", Kind.COUNTER, "Bytes handed over.", (*_MODEL, "direction")),
@@ -103,6 +104,7 @@ ROUTER: tuple[Metric, ...] = (
     Metric("triptych_router_retries", Kind.COUNTER, "Attempts after the first, by cause.", ("stage", "cause")),
     Metric("triptych_router_decisions", Kind.COUNTER, "Routes chosen, by shape.", ("shape",)),
     Metric("triptych_router_rejected", Kind.COUNTER, "Requests refused before routing.", ("reason",)),
+    Metric("triptych_router_tasks", Kind.GAUGE, "Tasks of the router's event loop; flat when idle."),
     Metric("triptych_router_instances", Kind.GAUGE, "Instances in the view.", ("role", "health")),
 )
 

@@ -80,7 +80,8 @@ async def serving(
     async with contextlib.AsyncExitStack() as stack:
         engines = await stack.enter_async_context(_session())
         control = await stack.enter_async_context(_session())
-        services = _services(settings, clock, registry or LocalRegistry(settings.discovery), engines, control)
+        registry = registry or LocalRegistry(settings.discovery)
+        services = _services(settings, clock, registry, engines=engines, control=control, new_id=new_id)
         stack.push_async_callback(services.leases.close)
         watching = asyncio.create_task(services.watch.run())
         stack.push_async_callback(_cancel, watching)
@@ -89,7 +90,6 @@ async def serving(
             services,
             model=settings.model,
             request_timeout_s=settings.request_timeout_s,
-            new_id=new_id,
             new_seed=new_seed or (lambda: source.getrandbits(63)),
         )
         front = Front(services, completions, keys=keys, model=settings.model)
@@ -132,7 +132,13 @@ async def run(settings: Settings, announce: Callable[[int], None]) -> None:
 
 
 def _services(
-    settings: Settings, clock: Clock, registry: Registry, engines: aiohttp.ClientSession, control: aiohttp.ClientSession
+    settings: Settings,
+    clock: Clock,
+    registry: Registry,
+    *,
+    engines: aiohttp.ClientSession,
+    control: aiohttp.ClientSession,
+    new_id: IdSource,
 ) -> Services:
     watch = ClusterWatch(
         registry,
@@ -144,6 +150,7 @@ def _services(
     )
     gate = Gate(max_queue=settings.max_queue, max_of_tenant=settings.max_requests_per_key)
     return Services(
+        new_id=new_id,
         session=engines,
         watch=watch,
         leases=Leases(control, token=settings.service_token),
@@ -168,6 +175,7 @@ def _gauges(watch: ClusterWatch, gate: Gate, model: str) -> dict[str, dict[Label
         "requests_in_flight": {(model,): gate.in_flight},
         "queue_depth": {(model,): gate.waiting},
         "instances": instances,
+        "tasks": {(): len(asyncio.all_tasks())},
     }
 
 

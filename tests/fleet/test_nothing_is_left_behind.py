@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 import random
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiohttp
 import pytest
@@ -15,6 +15,8 @@ from fakes.fleet import Child, Fleet
 pytestmark = pytest.mark.process
 
 CONCURRENCY = 24
+REST_SAMPLES = 25
+"""Half a second apart: longer together than any program keeps an idle connection."""
 PROFILE = ("--sim-profile", "0.0005,0.00001,0,0.00001,0")
 
 
@@ -61,10 +63,17 @@ async def one(fleet: Fleet, source: random.Random, ends: dict[str, int]) -> None
         ends["complete"] += 1
 
 
-def descriptors(child: Child) -> dict[int, int]:
-    """Open descriptors of a program and of its core, by pid."""
-    pids = [child.pid, *child.core_pids()]
-    return {pid: len(os.listdir(f"/proc/{pid}/fd")) for pid in pids}
+class Held(NamedTuple):
+    """What a program holds: descriptors of it and of its core, tasks, requests in flight."""
+
+    descriptors: tuple[int, ...]
+    tasks: int
+    in_flight: int
+
+
+def descriptors(child: Child) -> tuple[int, ...]:
+    """Open descriptors of a program and of its core."""
+    return tuple(len(os.listdir(f"/proc/{pid}/fd")) for pid in (child.pid, *child.core_pids()))
 
 
 async def gauge(session: aiohttp.ClientSession, child: Child, name: str) -> float:
@@ -100,7 +109,7 @@ async def check_storm(fleet: Fleet, count: int) -> None:
     await fleet.settled()
     await fleet.http.close()
     fleet.session = None
-    before = {child.name: await calm(fleet, child, None) for child in everyone}
+    before = await all_at_rest(everyone)
 
     ends = await storm(fleet, count, seed=2)
 
@@ -109,23 +118,35 @@ async def check_storm(fleet: Fleet, count: int) -> None:
     assert states["decode-0"].load.handover.requests > 0
     await fleet.http.close()
     fleet.session = None
-    for child in everyone:
-        assert await calm(fleet, child, before[child.name]) == before[child.name], child.name
+    after = await all_at_rest(everyone)
+    for name, left in after.items():
+        assert left.in_flight == 0
+        assert left.tasks <= before[name].tasks, name
+        assert left.descriptors <= before[name].descriptors, f"{name}: only idle connections may go"
 
 
-async def calm(fleet: Fleet, child: Child, expected: tuple[Any, ...] | None) -> tuple[Any, ...]:
-    """Descriptors, tasks and requests in flight, once they are down to the expected or stand still."""
-    seen: list[tuple[Any, ...]] = []
-    for _ in range(100):
-        async with aiohttp.ClientSession() as session:
-            tasks = await gauge(session, child, "triptych_process_tasks")
-            in_flight = await gauge(session, child, "triptych_router_requests_in_flight")
-        seen.append((descriptors(child), tasks, in_flight))
-        still = len(seen) > 10 and len({str(s) for s in seen[-10:]}) == 1
-        if seen[-1] == expected or (expected is None and still):
-            break
-        await asyncio.sleep(0.1)
-    return seen[-1]
+async def held(session: aiohttp.ClientSession, child: Child) -> Held:
+    """What a program holds now, the connection of this question included."""
+    tasks = [await gauge(session, child, f"triptych_{program}_tasks") for program in ("engine", "router")]
+    in_flight = await gauge(session, child, "triptych_router_requests_in_flight")
+    return Held(descriptors(child), int(sum(tasks)), int(in_flight))
+
+
+async def at_rest(child: Child) -> Held:
+    """What a program holds when it has stood still for longer than it keeps an idle connection."""
+    async with aiohttp.ClientSession() as session:
+        seen = [await held(session, child)]
+        while len(seen) < REST_SAMPLES or len(set(seen[-REST_SAMPLES:])) > 1:
+            assert len(seen) < 5 * REST_SAMPLES, f"{child.name} does not come to rest: {seen[-REST_SAMPLES:]}"
+            await asyncio.sleep(0.5)
+            seen.append(await held(session, child))
+        return seen[-1]
+
+
+async def all_at_rest(children: list[Child]) -> dict[str, Held]:
+    """What each program holds at rest, by name."""
+    found = await asyncio.gather(*map(at_rest, children))
+    return {child.name: one for child, one in zip(children, found, strict=True)}
 
 
 async def test_a_thousand_requests_of_every_fate_leave_no_block_task_or_descriptor(fleet: Fleet) -> None:

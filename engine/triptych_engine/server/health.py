@@ -1,5 +1,7 @@
 """Health, version, metrics: answered from what is at hand, without the core."""
 
+import asyncio
+
 from aiohttp import web
 
 from triptych_contract import WIRE_VERSION, __version__
@@ -53,5 +55,6 @@ def _render(engine: Engine) -> bytes:
         block_tokens=state.block_tokens,
         finished=engine.metrics.finished,
         failures=engine.handover.failures(),
+        tasks=len(asyncio.all_tasks()),
     )
     return render(samples, engine.metrics.histograms, model=state.model, engine=state.id)

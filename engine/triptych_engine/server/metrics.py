@@ -70,6 +70,7 @@ def engine_samples(
     block_tokens: int,
     finished: Mapping[str, int],
     failures: Mapping[str, int],
+    tasks: int,
 ) -> Samples:
     """Values of gauges and counters by metric name: labels beyond model and engine, then the value."""
     blocks = stats.blocks
@@ -94,6 +95,7 @@ def engine_samples(
         "triptych_engine_role": [((role,), 1)],
         "triptych_engine_epoch": [((), epoch)],
         "triptych_engine_leases": [((), load.leases)],
+        "triptych_engine_tasks": [((), tasks)],
         "triptych_engine_steps": [((), load.step)],
         "triptych_handover_blocks": [(("sent",), handover.blocks_sent), (("received",), handover.blocks_received)],
         "triptych_handover_bytes": [(("sent",), handover.bytes_sent), (("received",), handover.bytes_received)],
