@@ -113,7 +113,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--token-file", type=Path, metavar="F", help="file with the service token that the instances know")
     add("--insecure", action="store_true", help="no service token at all, on loopback only")
     add("--policy", choices=[policy.value for policy in Policy], default=Policy.LEAST_LOAD.value, help="how to choose")
-    add("--handover-min-tokens", type=int, default=16, help="shorter prompts are computed where they are decoded")
+    add(
+        "--handover-min-tokens",
+        type=int,
+        default=16,
+        help="shorter prompts are computed where they are decoded, and longer ones too while a hand-over would gain"
+        " nothing; 0 = hand over all that can be",
+    )
     add("--max-queue", type=int, default=1024, help="requests that may wait for an instance; more are refused")
     add("--max-requests-per-key", type=int, default=0, help="requests of one API key at a time; 0 = no bound")
     add("--queue-timeout-s", type=float, default=30.0, help="longest wait while all instances are full")

@@ -1,6 +1,7 @@
 """Routes, policies, health and accounting as pure decisions."""
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -138,6 +139,13 @@ def test_beats_and_steps_make_health() -> None:
     assert judge(beat_age_s=0, load=LoadSample(step_age_ms=2100, step_predicted_ms=5)) is Health.SUSPECT
     assert judge(beat_age_s=0, load=LoadSample(step_age_ms=2100, step_predicted_ms=500)) is Health.ALIVE
     assert judge(beat_age_s=0, load=LoadSample(), reachable=False) is Health.DEAD
+
+
+def test_a_least_prompt_of_zero_hands_over_whatever_can_be() -> None:
+    idle = instance("d", Role.DECODE, profile=StepProfile(0, 0, 0, 0, 0))
+    short = replace(LONG, prompt_tokens=2)
+    assert route([P, idle], short, handover_min_tokens=0).shape is Shape.HANDOVER
+    assert route([P, idle], replace(LONG, prompt_tokens=1), handover_min_tokens=0).shape is Shape.LOCAL
 
 
 def test_a_gap_in_a_state_stream_asks_for_the_whole_again() -> None:

@@ -72,6 +72,8 @@ class Commands:
             *("--port", str(port)),
             *("--policy", _POLICIES.get(spec.router.policy, "LeastLoad")),
             *("--max-queue", str(spec.router.max_queue)),
+            # On one machine the pools are there to be seen, however small the model; elsewhere the gain decides.
+            *("--handover-min-tokens", "0"),
             "--expose-route",
             *self._shared(),
         ]

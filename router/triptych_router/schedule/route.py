@@ -7,7 +7,8 @@ is bound late, once the prefill has answered.
     gain_s = neighbours × prefill_s(prompt) − (HOP_S + tokens × TRANSFER_TOKEN_S)
 
 Computing a prompt on the decode instance holds up each of its sequences by the prompt's time; an idle one counts
-as having one neighbour, the next request. A hand-over costs a hop and the transfer.
+as having one neighbour, the next request. A hand-over costs a hop and the transfer. With a least prompt of 0
+tokens the gain is not asked: whatever can be handed over is, so that a small model's pools can be watched.
 """
 
 from collections.abc import Sequence
@@ -122,7 +123,7 @@ def why_local(
         return "a short prompt"
     if not _producers(view, request, decode):
         return "no instance that only prefills"
-    if max(gain_s(instance, request, loads) for instance in decode) <= 0:
+    if handover_min_tokens > 0 and max(gain_s(instance, request, loads) for instance in decode) <= 0:
         return "the hand-over costs more than it gains"
     return ""
 
