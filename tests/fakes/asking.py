@@ -89,8 +89,10 @@ def _read_line(answer: Answer, line: bytes) -> None:
             answer.finish_reason = choice["finish_reason"] or answer.finish_reason
 
 
-async def vanish(port: int, body: dict[str, Any], *, path: str, sent: int | None, read: int) -> None:
-    """Send a request (or only its first `sent` bytes), read at most `read` bytes, and reset the connection."""
+async def vanish(
+    port: int, body: dict[str, Any], *, path: str, sent: int | None, read: int, patience_s: float = 0.5
+) -> None:
+    """Send a request (or only its first `sent` bytes), read up to `read` bytes for a while, reset the connection."""
     payload = json.dumps(body).encode()
     head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
     whole = head.encode() + f"content-length: {len(payload)}\r\n\r\n".encode() + payload
@@ -99,7 +101,7 @@ async def vanish(port: int, body: dict[str, Any], *, path: str, sent: int | None
         writer.write(whole if sent is None else whole[:sent])
         await writer.drain()
         with contextlib.suppress(TimeoutError, asyncio.IncompleteReadError):
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(patience_s):
                 await reader.readexactly(read)
         handle = writer.get_extra_info("socket")
         handle.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -150,7 +150,9 @@ async def test_an_escaped_member_name_does_not_pass_either(pair: Fleet) -> None:
 async def test_a_vanished_client_frees_its_blocks_within_two_steps(pair: Fleet, stream: bool) -> None:
     """The decode instance is held in long steps' company: it computes at most two steps more for the request."""
     body = {"model": "sim", "prompt": LONG + str(stream), "max_tokens": 5000, "ignore_eos": True, "stream": stream}
-    task = asyncio.create_task(vanish(pair.router.http_port, body, path="/v1/completions", sent=None, read=10**6))
+    task = asyncio.create_task(
+        vanish(pair.router.http_port, body, path="/v1/completions", sent=None, read=10**6, patience_s=20)
+    )
 
     async def runs() -> bool:
         state = await pair.state("decode-0")
