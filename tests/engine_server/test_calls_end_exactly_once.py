@@ -2,7 +2,7 @@
 
 import pytest
 
-from triptych_contract.errors import Internal, Overloaded
+from triptych_contract.errors import Internal, NotReady, Overloaded, RequestTimeout
 from triptych_contract.sampling import SamplingParams
 from triptych_engine.messages import (
     Cancel,
@@ -12,11 +12,14 @@ from triptych_engine.messages import (
     Inbox,
     LeaseGranted,
     Mode,
+    PullBlock,
+    PullEnded,
+    PullWanted,
     Rejected,
     ReleaseLease,
     Submit,
 )
-from triptych_engine.server.requests import RequestTable, Tokens
+from triptych_engine.server.requests import MAX_BEHIND, RequestTable, Tokens
 
 
 def submit(id_: str = "a", *, n: int = 1, mode: Mode = Mode.SERVE) -> Submit:
@@ -70,6 +73,28 @@ class TestACall:
         with pytest.raises(Internal), self.table.open([submit("b")]):
             pytest.fail("a call began without a core")
 
+    async def test_whose_client_reads_nothing_costs_a_bounded_buffer_and_then_no_further_step(self) -> None:
+        with self.table.open([submit(n=2)]) as call:
+            for _ in range(MAX_BEHIND + 1):
+                self.table.dispatch(tokens("a", 0, 5))
+            assert self.sent[1:] == [Cancel("a")]
+            self.table.dispatch(tokens("a", 1, 5))
+            for _ in range(MAX_BEHIND + 1):
+                await call.next()
+            with pytest.raises(RequestTimeout):
+                await call.next()
+        assert self.sent[1:] == [Cancel("a")]
+
+    async def test_that_is_open_when_the_program_ends_is_cancelled_once_and_no_new_one_begins(self) -> None:
+        error = NotReady("This instance is shutting down.")
+        with self.table.open([submit()]) as call:
+            self.table.close(error)
+            with pytest.raises(NotReady):
+                await call.next()
+        assert self.sent[1:] == [Cancel("a")]
+        with pytest.raises(NotReady), self.table.open([submit("b")]):
+            pytest.fail("a call began while the program ends")
+
 
 class TestALease:
     def setup_method(self) -> None:
@@ -93,3 +118,39 @@ class TestALease:
             self.table.dispatch(self.granted)
             await call.next()
         assert len(self.sent) == 1
+
+
+class TestRoomForAPull:
+    """The core keeps it until it is told that nothing writes there any more, whatever became of the request."""
+
+    def setup_method(self) -> None:
+        self.sent: list[Inbox] = []
+        self.table = RequestTable(self.sent.append)
+        self.wanted = PullWanted("a", "l", (PullBlock(0, 1, b"", 2),))
+        self.ended = PullEnded("a", ok=False, reason="cancelled")
+
+    async def test_is_given_back_when_the_call_is_left_before_the_pull_has_ended(self) -> None:
+        with self.table.open([submit(mode=Mode.PULL)]) as call:
+            self.table.dispatch(self.wanted)
+            await call.next()
+        assert self.sent[1:] == [Cancel("a"), self.ended]
+
+    async def test_is_given_back_when_nobody_has_seen_it(self) -> None:
+        with self.table.open([submit(mode=Mode.PULL)]):
+            self.table.dispatch(self.wanted)
+        assert self.sent[1:] == [Cancel("a"), self.ended]
+
+    async def test_that_comes_after_the_client_has_left_is_given_back(self) -> None:
+        with self.table.open([submit(mode=Mode.PULL)]):
+            pass
+        self.table.dispatch(self.wanted)
+        assert self.sent[1:] == [Cancel("a"), self.ended]
+
+    async def test_is_kept_while_the_pull_goes_on_although_the_program_ends(self) -> None:
+        with self.table.open([submit(mode=Mode.PULL)]) as call:
+            self.table.dispatch(self.wanted)
+            await call.next()
+            self.table.close(NotReady("This instance is shutting down."))
+            assert self.sent[1:] == [Cancel("a")]
+            call.pull_ended(PullEnded("a", ok=True, received=(0,)))
+        assert self.sent[2:] == [PullEnded("a", ok=True, received=(0,))]

@@ -55,7 +55,10 @@ async def drain(request: web.Request) -> web.StreamResponse:
     body = await read_body(request) if request.can_read_body else b"{}"
     wanted = decode_json(body, DrainRequest, limit_bytes=MAX_BODY_BYTES)
     engine = request.app[ENGINE]
-    engine.role.apply(PhaseEvent.CANCEL_DRAIN if wanted.cancel else PhaseEvent.DRAIN)
+    if wanted.cancel:
+        engine.role.cancel_drain()
+    else:
+        engine.role.apply(PhaseEvent.DRAIN)
     if engine.idle:
         engine.role.apply(PhaseEvent.EMPTY)
     return json_response(engine.state())

@@ -21,7 +21,7 @@ from triptych_contract.ids import random_id
 from triptych_contract.instance import BEAT_MS, InstanceRecord
 from triptych_contract.registry import LocalRegistry, Registration
 from triptych_contract.roles import Assignment, Phase, PhaseEvent, Role
-from triptych_engine.messages import CoreFailed, CoreStats, KVChanged, Outbox, Progress, Ready
+from triptych_engine.messages import AuditResult, CoreFailed, CoreStats, KVChanged, Outbox, Progress, Ready
 from triptych_engine.server.access import Guard
 from triptych_engine.server.app import build_app, build_runner
 from triptych_engine.server.card import ModelCard, ModelFilesError, load_card, simulated_card
@@ -38,6 +38,7 @@ EXIT_OK, EXIT_FAILED = 0, 1
 CLOSING_S = 1.0
 """Time for the clean errors of a drain that took too long to reach their clients."""
 INSECURE_SECRET = "insecure-loopback-only"  # noqa: S105 - the name of having none
+ENDING = NotReady("This instance is shutting down.", retry_after_ms=1000)
 LOG_INFO, LOG_ERROR = 20, 40
 
 
@@ -118,17 +119,20 @@ class Program:
             await self._close(runner)
 
     async def _run(self, http_port: int) -> int:
-        await self._register(http_port)
-        self._say_listening(http_port)
-        tasks = [
-            asyncio.create_task(self._guarded(work), name=work.__qualname__)
-            for work in (self._core_messages, self._beat, self._role_timeout, self._drain_when_told)
-        ]
         loop = asyncio.get_running_loop()
+        # Before anybody is told that the program is here, so that an early SIGTERM drains as well.
         for signal_number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signal_number, self._stop_wanted.set)
-        watching = self._watch_stdin(loop) if self._settings.exit_with_stdin else None
+        tasks: list[asyncio.Task[None]] = []
+        watching: int | None = None
         try:
+            await self._register(http_port)
+            self._say_listening(http_port)
+            tasks += [
+                asyncio.create_task(self._guarded(work), name=work.__qualname__)
+                for work in (self._core_messages, self._beat, self._role_timeout, self._drain_when_told)
+            ]
+            watching = self._watch_stdin(loop) if self._settings.exit_with_stdin else None
             return await self._end
         finally:
             for signal_number in (signal.SIGTERM, signal.SIGINT):
@@ -222,6 +226,8 @@ class Program:
             engine.role.apply(PhaseEvent.LOAD_FAILED, message.message)
             engine.role.apply(PhaseEvent.CORE_LOST, message.message)
         else:
+            if isinstance(message, AuditResult) and message.faults:
+                log(LOG_ERROR, "block-audit", faults=message.faults)
             engine.table.dispatch(message)
 
     async def _ready(self, ready: Ready) -> None:
@@ -276,13 +282,13 @@ class Program:
         await self._stop_wanted.wait()
         engine = self._engine
         log(LOG_INFO, "draining", requests=engine.table.calls, leases=engine.handover.leases)
-        engine.role.apply(PhaseEvent.DRAIN)
+        engine.role.drain_for_good()
         try:
             async with asyncio.timeout(self._settings.drain_s):
                 while not engine.idle:  # noqa: ASYNC110 - requests and leases end in many places
                     await asyncio.sleep(0.02)
         except TimeoutError:
-            engine.table.cancel_all(NotReady("This instance is shutting down.", retry_after_ms=1000))
+            engine.table.close(ENDING)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(CLOSING_S):
                     while engine.table.calls:  # noqa: ASYNC110 - as above
@@ -297,17 +303,18 @@ class Program:
             self._end.set_result(status)
 
     async def _close(self, runner: web.AppRunner) -> None:
-        """Leave nothing behind: record, streams, links, core, in this order."""
-        if self._registration is not None:
-            await self._registration.withdraw()
-        self._engine.table.core_lost("This instance is shutting down.")
-        self._hub.close()
-        await runner.cleanup()
-        await self._engine.handover.stop()
-        if self._kv_reserve is not None:
-            self._kv_reserve.close()
-        if self._engine.core is not None:
-            await self._engine.core.stop()
+        """Leave nothing behind: record, streams, links, core, in this order, each even if one before it fails."""
+        async with contextlib.AsyncExitStack() as last_first:
+            if self._engine.core is not None:
+                last_first.push_async_callback(self._engine.core.stop)
+            if self._kv_reserve is not None:
+                last_first.callback(self._kv_reserve.close)
+            last_first.push_async_callback(self._engine.handover.stop)
+            last_first.push_async_callback(runner.cleanup)
+            last_first.callback(self._hub.close)
+            last_first.callback(self._engine.table.close, ENDING)
+            if self._registration is not None:
+                last_first.push_async_callback(self._registration.withdraw)
 
 
 def _initial(settings: Settings) -> Assignment:

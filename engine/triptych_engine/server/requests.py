@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from triptych_contract.errors import Internal, TriptychError, from_code
+from triptych_contract.errors import Internal, RequestTimeout, TriptychError, from_code
 from triptych_engine.messages import (
+    Audit,
+    AuditResult,
     Cancel,
     Delta,
     Deltas,
@@ -28,6 +30,10 @@ from triptych_engine.messages import (
 )
 
 CORE_LOST = "The engine's core has failed; the request cannot go on."
+MAX_BEHIND = 16_384
+"""Events of one call that may wait for its client; a client that reads so slowly is given up."""
+MAX_BEHIND_PER_CHOICE = 64
+"""The same for calls with very many choices, of which each step may bring one event."""
 
 
 class Tokens(NamedTuple):
@@ -37,11 +43,16 @@ class Tokens(NamedTuple):
     delta: Delta
 
 
-Event = Tokens | LeaseGranted | PullWanted | Encoded
+Event = Tokens | LeaseGranted | PullWanted | Encoded | AuditResult
+Question = Submit | Encode | Audit
+"""What the core answers."""
 
 
 class OpenCall:
-    """What the core says about one call, in order. Bounded by the call's own number of output tokens.
+    """What the core says about one call, in order.
+
+    Bounded by the call's own number of output tokens, and by `MAX_BEHIND`: a client that does not read what it
+    asked for costs no more than that, and no further step.
 
     Args:
         choices: For each request id the number of choices that are to end; 0 if it ends by one answer.
@@ -55,6 +66,8 @@ class OpenCall:
         self._arrived = asyncio.Event()
         self._error: TriptychError | None = None
         self._unclaimed: str = ""
+        self._pulling: set[str] = set()
+        self._max_behind = max(MAX_BEHIND, MAX_BEHIND_PER_CHOICE * sum(choices.values()))
 
     async def next(self) -> Event:
         """The next thing that the core says.
@@ -79,7 +92,8 @@ class OpenCall:
             self._finish(request_id, choice)
 
     def pull_ended(self, message: PullEnded) -> None:
-        """Tell the core how a pull ended."""
+        """Tell the core how a pull ended: nothing writes into its blocks any more."""
+        self._pulling.discard(message.id)
         self._send(message)
 
     def take(self, at_s: float, delta: Delta) -> None:
@@ -88,8 +102,11 @@ class OpenCall:
             if delta.finish_reason is not None:
                 self._finish(delta.id, delta.choice)
             self._put(Tokens(at_s, delta))
+            if len(self._events) > self._max_behind:
+                self._cancel()
+                self.fail(RequestTimeout("The answer was not read in time."))
 
-    def take_answer(self, event: LeaseGranted | Encoded) -> None:
+    def take_answer(self, event: LeaseGranted | Encoded | AuditResult) -> None:
         """The one answer that ends a request without tokens."""
         if isinstance(event, LeaseGranted):
             self._unclaimed = event.lease
@@ -97,7 +114,8 @@ class OpenCall:
         self._put(event)
 
     def take_pull(self, event: PullWanted) -> None:
-        """The core has room for blocks."""
+        """The core has room for blocks, and keeps it until it is told that the pull has ended."""
+        self._pulling.add(event.id)
         self._put(event)
 
     def fail(self, error: TriptychError, request_id: str | None = None) -> None:
@@ -110,12 +128,22 @@ class OpenCall:
         self._arrived.set()
 
     def close(self) -> None:
-        """Cancel at the core what has not ended, and give back a lease that nobody took."""
-        for request_id in self._running:
-            self._send(Cancel(request_id))
+        """Cancel at the core what has not ended, and give back a lease that nobody took and room for a pull.
+
+        Called when nothing writes into the blocks of a pull any more; until then the core keeps them, even of
+        a request that it was told to cancel.
+        """
+        self._cancel()
+        for request_id in self._pulling:
+            self._send(_not_pulled(request_id))
         if self._unclaimed:
             self._send(ReleaseLease(self._unclaimed))
-        self._running, self._unclaimed = {}, ""
+        self._pulling, self._unclaimed = set(), ""
+
+    def _cancel(self) -> None:
+        running, self._running = self._running, {}
+        for request_id in running:
+            self._send(Cancel(request_id))
 
     def _put(self, event: Event) -> None:
         self._events.append(event)
@@ -138,18 +166,22 @@ class RequestTable:
     def __init__(self, send: Callable[[Inbox], None]) -> None:
         self._core_send = send
         self._open: dict[str, OpenCall] = {}
-        self._lost: TriptychError | None = None
+        self._closed: TriptychError | None = None
+        self._lost = False
         self.calls = 0
 
+    def __len__(self) -> int:
+        return len(self._open)
+
     @contextmanager
-    def open(self, messages: Sequence[Submit | Encode]) -> Iterator[OpenCall]:
+    def open(self, messages: Sequence[Question]) -> Iterator[OpenCall]:
         """Send the messages of one call and collect what the core says about them.
 
         Raises:
-            TriptychError: The core is gone, or too far behind.
+            TriptychError: The core is gone or too far behind, or the program ends.
         """
-        if self._lost is not None:
-            raise self._lost
+        if self._closed is not None:
+            raise self._closed
         choices = {message.id: message.sampling.n if isinstance(message, Submit) else 0 for message in messages}
         call = OpenCall(choices, send=self._tell)
         try:
@@ -182,26 +214,25 @@ class RequestTable:
                 error = from_code(message.code, message.message)
                 error.retry_after_ms = message.retry_after_ms
                 call.fail(error, message.id)
-        elif isinstance(message, LeaseGranted | Encoded):
+        elif isinstance(message, LeaseGranted | Encoded | AuditResult):
             if (call := self._open.get(message.id)) is not None:
                 call.take_answer(message)
             elif isinstance(message, LeaseGranted):
                 self._tell(ReleaseLease(message.lease))
-        elif isinstance(message, PullWanted) and (call := self._open.get(message.id)) is not None:
-            call.take_pull(message)
-
-    def fail_all(self, error: TriptychError) -> None:
-        """End all open calls with an error."""
-        for call in set(self._open.values()):
-            call.fail(error)
+        elif isinstance(message, PullWanted):
+            if (call := self._open.get(message.id)) is not None:
+                call.take_pull(message)
+            else:
+                self._tell(_not_pulled(message.id))
 
     def core_lost(self, message: str = CORE_LOST) -> None:
         """The core is gone: open calls end, and no new one begins."""
-        self._lost = Internal(message)
-        self.fail_all(self._lost)
+        self._lost = True
+        self.close(Internal(message))
 
-    def cancel_all(self, error: TriptychError) -> None:
-        """End all open calls with an error and free their blocks at the core."""
+    def close(self, error: TriptychError) -> None:
+        """End all open calls with an error and free their blocks at the core; no new call begins."""
+        self._closed = error
         for request_id, call in list(self._open.items()):
             self._tell(Cancel(request_id))
             call.fail(error)
@@ -214,9 +245,14 @@ class RequestTable:
 
     def _tell(self, message: Inbox) -> None:
         """Send what only frees things; a core that is gone has freed them."""
-        if self._lost is not None:
+        if self._lost:
             return
         try:
             self._core_send(message)
         except ConnectionError:
             return
+
+
+def _not_pulled(request_id: str) -> PullEnded:
+    """Nobody pulls these blocks, and nobody will."""
+    return PullEnded(request_id, ok=False, reason="cancelled")

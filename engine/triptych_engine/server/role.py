@@ -36,6 +36,8 @@ class RoleState:
         self.phase = Phase.LOADING
         self.loading_percent = 0
         self.message = ""
+        self._has_model = False
+        self._ends = False
         self._on_change = on_change
 
     @property
@@ -71,11 +73,29 @@ class RoleState:
 
     def apply(self, event: PhaseEvent, message: str = "") -> None:
         """Move to the next phase; an event that the phase does not know leaves it as it is."""
+        self._has_model |= event is PhaseEvent.LOADED
         phase = next_phase(self.phase, event)
         if phase is not self.phase:
             self.phase = phase
             self.message = message
             self._on_change()
+
+    def drain_for_good(self) -> None:
+        """The program ends once nothing is in flight; no drain can be taken back from now on."""
+        self._ends = True
+        self.apply(PhaseEvent.DRAIN)
+
+    def cancel_drain(self) -> None:
+        """Take new work again.
+
+        Raises:
+            NotReady: The program ends, or a drain during loading left it without a model so far.
+        """
+        if self._ends:
+            raise NotReady("This instance is shutting down.", retry_after_ms=RETRY_AFTER_MS)
+        if self.phase in (Phase.DRAINING, Phase.DRAINED) and not self._has_model:
+            raise NotReady("This instance is still loading.", retry_after_ms=RETRY_AFTER_MS)
+        self.apply(PhaseEvent.CANCEL_DRAIN)
 
     def load_progress(self, percent: int, text: str) -> None:
         """Weights are being loaded."""
