@@ -188,6 +188,7 @@ class Delta(msgspec.Struct, frozen=True, array_like=True):
         finish_reason: Set with the last tokens of the choice.
         logprobs: One for each token if asked for.
         cached_tokens: Prompt tokens that were not computed here; told with the first tokens.
+        admitted_s: Monotonic time at which the request first got its blocks; told with the first tokens.
     """
 
     id: str
@@ -197,6 +198,7 @@ class Delta(msgspec.Struct, frozen=True, array_like=True):
     finish_reason: FinishReason | None = None
     logprobs: tuple[TokenLogprobs, ...] = ()
     cached_tokens: int = 0
+    admitted_s: float = 0.0
 
 
 class Deltas(msgspec.Struct, frozen=True, tag="deltas"):
@@ -225,6 +227,7 @@ class LeaseGranted(msgspec.Struct, frozen=True, tag="lease"):
         identities: Hash of each full block; the tail has none.
         num_tokens: Prompt tokens computed.
         cached_tokens: Prompt tokens that came from the prefix cache.
+        admitted_s: Monotonic time at which the request first got its blocks.
     """
 
     id: str
@@ -233,6 +236,7 @@ class LeaseGranted(msgspec.Struct, frozen=True, tag="lease"):
     identities: tuple[bytes, ...]
     num_tokens: int
     cached_tokens: int = 0
+    admitted_s: float = 0.0
 
 
 class PullBlock(msgspec.Struct, frozen=True, array_like=True):
@@ -273,7 +277,10 @@ class KVChanged(msgspec.Struct, frozen=True, tag="kv-changed"):
 
 
 class CoreStats(msgspec.Struct, frozen=True, tag="stats"):
-    """A consistent sample between two steps; counters are since start."""
+    """A consistent sample between two steps; counters are since start.
+
+    `scheduler_s` is the time spent on deciding steps, `scheduler_us` its mean for one step.
+    """
 
     step: int
     running: int
@@ -290,6 +297,7 @@ class CoreStats(msgspec.Struct, frozen=True, tag="stats"):
     generation_tokens: int
     encoder_runs: int
     scheduler_us: float = 0.0
+    scheduler_s: float = 0.0
 
 
 class AuditResult(msgspec.Struct, frozen=True, tag="audit-result"):

@@ -15,6 +15,7 @@ import msgspec
 
 from triptych_contract.clock import SystemClock
 from triptych_contract.errors import TriptychError
+from triptych_engine import failpoints
 from triptych_engine.channel import ChannelBroken, ChannelClosed, CoreChannel
 from triptych_engine.core.board import BoardWriter
 from triptych_engine.core.config import CoreConfig, decode_config
@@ -23,6 +24,7 @@ from triptych_engine.core.loop import CoreLoop
 from triptych_engine.executor.base import Executor, LoadProgress
 from triptych_engine.kv.memory import KVMemory
 from triptych_engine.linux import die_with_parent
+from triptych_engine.logs import set_up_logging
 from triptych_engine.messages import CoreFailed, Progress
 
 _LOG = logging.getLogger("triptych_engine.core")
@@ -39,12 +41,13 @@ def main(arguments: list[str]) -> int:
     die_with_parent(os.getppid())
     # Ctrl-C reaches the whole group; the server drains first and then closes the channel.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
     try:
         config = decode_config(arguments[0])
-    except (IndexError, msgspec.MsgspecError):
+        failpoints.arm(os.environ if config.enable_failpoints else {})
+    except (IndexError, ValueError, msgspec.MsgspecError):
         print("the core process is started by triptych-engine, with its configuration", file=sys.stderr)
         return EXIT_USAGE
+    set_up_logging(config.log_level)
     channel = CoreChannel(socket.socket(fileno=config.socket_fd))
     try:
         return run(config, channel)
@@ -68,7 +71,7 @@ def run(config: CoreConfig, channel: CoreChannel) -> int:
         bind_pool(config, executor)
         executor.warm_up()
     except Exception as error:
-        _LOG.exception("the model could not be loaded")
+        _LOG.exception("the model could not be loaded: %s", error)
         channel.send(CoreFailed(message=_safe(error)))
         return EXIT_FAILED
     clock = SystemClock()
@@ -80,7 +83,7 @@ def run(config: CoreConfig, channel: CoreChannel) -> int:
     except ConnectionError:
         raise
     except Exception as error:
-        _LOG.exception("the core cannot go on")
+        _LOG.exception("the core cannot go on: %s", error)
         channel.send(CoreFailed(message=str(error) if isinstance(error, CoreFault) else "The engine has failed."))
         return EXIT_FAILED
     return EXIT_OK

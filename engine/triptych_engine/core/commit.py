@@ -63,6 +63,7 @@ def _accept(state: CoreState, sequence: Sequence, sampled: Sampled) -> None:
             finish_reason=reason,
             logprobs=(sampled.logprobs,) if sampled.logprobs is not None else (),
             cached_tokens=(sequence.num_cached or 0) if position == 0 else 0,
+            admitted_s=request.admitted_s if position == 0 else 0.0,
         )
     )
     if reason is not None:
@@ -96,6 +97,7 @@ def _grant(state: CoreState, sequence: Sequence) -> None:
             identities=tuple(sequence.hashes[: len(sequence.tokens) // state.budget.block_tokens]),
             num_tokens=len(sequence.tokens),
             cached_tokens=sequence.num_cached or 0,
+            admitted_s=sequence.request.admitted_s,
         )
     )
     state.forget(sequence)

@@ -47,6 +47,8 @@ class CoreConfig(msgspec.Struct, frozen=True, kw_only=True):
         max_waiting: Requests that may wait; more are refused.
         lease_share_percent: Share of the pool that leases may hold.
         sim: Settings of the simulated executor.
+        log_level: Least severity of log lines, on stderr.
+        enable_failpoints: Arm the failpoints of the environment, for tests.
         socket_fd, pool_fd, board_fd: Inherited descriptors: channel, KV pool (sized by the core), board.
     """
 
@@ -63,6 +65,8 @@ class CoreConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_waiting: int = 1024
     lease_share_percent: int = 50
     sim: SimConfig = SimConfig()
+    log_level: str = "info"
+    enable_failpoints: bool = False
     socket_fd: int = -1
     pool_fd: int = -1
     board_fd: int = -1

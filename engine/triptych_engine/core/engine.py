@@ -19,9 +19,11 @@ from triptych_engine.core.request import Request, Sequence
 from triptych_engine.core.state import CoreState, Send
 from triptych_engine.executor.base import Executor, ExecutorInfo, Sampled, StepPlan
 from triptych_engine.executor.cost import plan_seconds
+from triptych_engine.failpoints import failpoint
 from triptych_engine.kv.audit import audit
 from triptych_engine.kv.blocks import BlockPool
 from triptych_engine.kv.prefix import PrefixCache
+from triptych_engine.logs import log_to
 from triptych_engine.messages import (
     Audit,
     AuditResult,
@@ -157,7 +159,7 @@ class Core:
         for request in state.deadlines.expired(now_s=begin_s):
             end(state, request, FinishReason.DEADLINE)
         decided = batch(state.queues, state.pool, state.prefix, state.budget)
-        self._announce(decided)
+        self._announce(decided, now_s=begin_s)
         if not decided.plan.rows:
             self._flush()
             return None
@@ -171,18 +173,28 @@ class Core:
             CoreFault: The executor fails again and again.
         """
         counters = self._state.counters
-        self._board.begin(now_ns=int(self._clock.now_s() * 1e9), predicted_ns=self._predicted_ns(decided.plan))
+        begin_s = self._clock.now_s()
+        self._board.begin(now_ns=int(begin_s * 1e9), predicted_ns=self._predicted_ns(decided.plan))
         try:
             self._execute(decided)
         finally:
             counters.step += 1
             self._board.end(step=counters.step)
         self._flush()
+        if _LOG.isEnabledFor(logging.DEBUG):
+            self._log_step(decided, self._clock.now_s() - begin_s)
+
+    def _log_step(self, decided: Batch, seconds: float) -> None:
+        """One line a step; benchmarks read it."""
+        rows = decided.plan.rows
+        tokens = sum(len(row.token_ids) for row in rows)
+        step = self._state.counters.step
+        log_to(_LOG, logging.DEBUG, "step", step=step, rows=len(rows), tokens=tokens, seconds=round(seconds, 6))
 
     def _predicted_ns(self, plan: StepPlan) -> int:
         return int(plan_seconds(self._state.executor.info.profile, plan) * 1e9)
 
-    def _announce(self, decided: Batch) -> None:
+    def _announce(self, decided: Batch, *, now_s: float) -> None:
         """Tell what was decided before the step is computed, so that the server pulls meanwhile."""
         state = self._state
         state.changed |= bool(decided.admitted or decided.preempted)
@@ -190,6 +202,7 @@ class Core:
         state.counters.preemptions += len(decided.preempted)
         for sequence in decided.admitted:
             _count_lookup(state, sequence)
+            sequence.request.admitted_s = sequence.request.admitted_s or now_s
         for wanted in decided.pulls:
             state.send(wanted)
         for sequence in decided.refused:
@@ -198,11 +211,13 @@ class Core:
     def _execute(self, decided: Batch) -> None:
         """Execute and commit; a failure ends the requests of this step with an error."""
         try:
+            failpoint("core.step")
             results: Series[Sampled] = self._state.executor.execute(decided.plan)
             check_results(decided, results)
+            failpoint("core.commit")
             commit(self._state, decided, results)
         except Exception as error:
-            _LOG.exception("a step failed")
+            _LOG.exception("a step failed: %s", error)
             self._failed_steps += 1
             self._reject_all(decided)
             if self._failed_steps >= MAX_FAILED_STEPS:
@@ -259,6 +274,7 @@ class Core:
             generation_tokens=counters.generation_tokens,
             encoder_runs=counters.encoder_runs,
             scheduler_us=counters.scheduler_s / max(1, counters.step) * 1e6,
+            scheduler_s=counters.scheduler_s,
         )
 
 

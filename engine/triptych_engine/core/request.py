@@ -50,9 +50,10 @@ class Request:
         sequences: Live sequences by choice.
         forked: True once every open choice has a sequence of its own.
         stop_ids: Tokens that end a choice.
+        admitted_s: Monotonic time at which it first got its blocks; 0 before.
     """
 
-    __slots__ = ("arrival", "forked", "open_choices", "sequences", "stop_ids", "stop_ids_tuple", "submit")
+    __slots__ = ("admitted_s", "arrival", "forked", "open_choices", "sequences", "stop_ids", "stop_ids_tuple", "submit")
 
     def __init__(self, submit: Submit, *, arrival: int) -> None:
         sampling = submit.sampling
@@ -61,6 +62,7 @@ class Request:
         self.arrival = arrival
         self.open_choices = set(range(choices))
         self.sequences: dict[int, Sequence] = {}
+        self.admitted_s = 0.0
         self.forked = choices == 1
         eos = () if sampling.ignore_eos else submit.eos_token_ids
         self.stop_ids_tuple = tuple(dict.fromkeys((*eos, *sampling.stop_token_ids)))

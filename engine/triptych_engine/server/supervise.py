@@ -36,6 +36,8 @@ def core_config(settings: Settings) -> CoreConfig:
         max_sequences=settings.max_sequences,
         max_waiting=settings.max_waiting,
         lease_share_percent=settings.lease_share_percent,
+        log_level=settings.log_level,
+        enable_failpoints=settings.enable_failpoints,
         sim=SimConfig(
             vocab_size=VOCAB_SIZE,
             eos_token_ids=EOS_TOKEN_IDS,
