@@ -4,15 +4,20 @@ One object is spliced into a leg's body by the router. Under `kv_transfer_params
 
     {"do_remote_decode": true}                          prefill leg: compute, keep the blocks, answer a `Ticket`
     {"do_remote_decode": true, "embeddings": {...}}     the same, taking the image embeddings that a ticket names
+    {"do_remote_decode": true, "lease": "<id>"}         the same, keeping the blocks under an id that the caller chose
     a `Ticket`                                          decode leg: pull the blocks, sample, stream
 
 and under `triptych`:
 
     {"encode": true}                                    encode leg: embed the media parts, answer an `EmbeddingTicket`
+    {"encode": true, "lease": "<id>"}                   the same, under an id that the caller chose
     {"embeddings": {...}}                               a leg that does prefill and decode, with remote embeddings
 
 An answer carries its ticket as a top-level member of the same name. Optional members may be null, because
 proxies of other projects write them so.
+
+A caller that chooses the lease's id can give the lease back without having read the answer; the id is new for
+each attempt, since an instance refuses one that is in use or was given back.
 """
 
 import re
@@ -121,13 +126,16 @@ class LocalLeg(msgspec.Struct, frozen=True, tag="local"):
 
 
 class EncodeLeg(msgspec.Struct, frozen=True, tag="encode"):
-    """Embed the media parts and answer an embedding ticket."""
+    """Embed the media parts and answer an embedding ticket; `lease` is the caller's id for it, empty for none."""
+
+    lease: str = ""
 
 
 class PrefillLeg(msgspec.Struct, frozen=True, tag="prefill"):
-    """Compute the prompt, keep its blocks under a lease and answer a ticket."""
+    """Compute the prompt, keep its blocks under a lease and answer a ticket; `lease` as in `EncodeLeg`."""
 
     embeddings: EmbeddingTicket | None = None
+    lease: str = ""
 
 
 class DecodeLeg(msgspec.Struct, frozen=True, tag="decode"):
@@ -143,11 +151,13 @@ class _Transfer(msgspec.Struct):
     do_remote_decode: bool | None = None
     do_remote_prefill: bool | None = None
     embeddings: EmbeddingTicket | None = None
+    lease: str | None = None
 
 
 class _Triptych(msgspec.Struct):
     encode: Literal[True] | None = None
     embeddings: EmbeddingTicket | None = None
+    lease: str | None = None
     resume: Any = None
 
 
@@ -181,7 +191,7 @@ def _transfer_leg(raw: bytes) -> Leg:
     if transfer.do_remote_decode:
         if transfer.embeddings is not None:
             transfer.embeddings.check()
-        return PrefillLeg(transfer.embeddings)
+        return PrefillLeg(transfer.embeddings, _chosen(transfer.lease, param=MEMBERS[0]))
     if transfer.do_remote_prefill:
         ticket = decode_json(raw, Ticket, limit_bytes=65536)
         ticket.check()
@@ -196,10 +206,19 @@ def _triptych_leg(raw: bytes) -> Leg:
     if wanted.encode and wanted.embeddings is not None:
         raise BadRequest("An encode leg makes embeddings, it takes none.", param="triptych")
     if wanted.encode:
-        return EncodeLeg()
+        return EncodeLeg(_chosen(wanted.lease, param=MEMBERS[1]))
+    if wanted.lease is not None:
+        raise BadRequest("Only an encode leg names a lease here.", param=MEMBERS[1])
     if wanted.embeddings is not None:
         wanted.embeddings.check()
     return LocalLeg(wanted.embeddings)
+
+
+def _chosen(lease: str | None, *, param: str) -> str:
+    """The id that the caller chose for the lease, empty for none."""
+    if lease is not None and not is_id(lease):
+        raise BadRequest("A lease is 32 lower-case hex digits.", param=param)
+    return lease or ""
 
 
 class LeaseRenewal(msgspec.Struct, frozen=True):

@@ -82,6 +82,26 @@ def test_each_object_gives_its_leg():
     assert extension({"embeddings": EMBEDDINGS}).embeddings.remote_engine_id == "e-0"
 
 
+def test_a_leg_that_keeps_something_takes_the_lease_that_the_caller_chose():
+    lease = "0123456789abcdef" * 2
+    assert transfer({"do_remote_decode": True, "lease": lease}) == PrefillLeg(lease=lease)
+    assert extension({"encode": True, "lease": lease}) == EncodeLeg(lease=lease)
+    assert transfer({"do_remote_decode": True, "lease": None}) == PrefillLeg(lease="")
+    assert transfer(msgspec.to_builtins(TICKET)) == DecodeLeg(TICKET), "a ticket's lease is the ticket's"
+
+
+@pytest.mark.parametrize("lease", ["", "x", "G" * 32, "A" * 32, "0" * 31, "0" * 33, "../" + "0" * 29, 7, ["0" * 32]])
+def test_a_lease_that_is_no_id_is_refused(lease):
+    for read, leg in ((transfer, {"do_remote_decode": True}), (extension, {"encode": True})):
+        with pytest.raises(BadRequest):
+            read({**leg, "lease": lease})
+
+
+def test_only_a_leg_that_keeps_something_names_a_lease():
+    with pytest.raises(BadRequest):
+        extension({"embeddings": EMBEDDINGS, "lease": "0" * 32})
+
+
 @pytest.mark.parametrize("value", [{}, {"do_remote_decode": False}, {"do_remote_decode": None}])
 def test_a_transfer_that_asks_for_nothing_is_served_here(value):
     assert transfer(value) == LocalLeg()

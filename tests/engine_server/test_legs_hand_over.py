@@ -82,3 +82,28 @@ async def test_a_lost_lease_costs_a_recomputation_and_no_text(fleet: Fleet) -> N
     states = await fleet.settled("p", "d", "m")
     assert states["d"].load.handover.failed == 1
     assert states["d"].load.handover.tokens_recomputed == second["usage"]["prompt_tokens"]
+
+
+async def test_a_caller_chooses_the_lease_and_gives_it_back_unread(fleet: Fleet) -> None:
+    await start(fleet, p="prefill")
+    lease, late = "a" * 32, "b" * 32
+    leases = f"{fleet.children['p'].url}/instance/leases"
+    body = {"prompt": "once upon a time " * 9, "max_tokens": 4}
+
+    async def prefill(lease: str) -> tuple[int, dict[str, Any]]:
+        leg = {**body, "kv_transfer_params": {"do_remote_decode": True, "lease": lease}}
+        async with fleet.http.post(fleet.children["p"].url + TEXT, json=leg, headers=fleet.auth) as answer:
+            return answer.status, await answer.json()
+
+    status, answer = await prefill(lease)
+    assert (status, answer["kv_transfer_params"]["lease"]) == (200, lease)
+    status, answer = await prefill(lease)
+    assert (status, answer["error"]["code"]) == (409, "handover_refused"), "the id is in use"
+    status, answer = await prefill("no id")
+    assert (status, answer["error"]["param"]) == (400, "kv_transfer_params")
+    for each in (lease, late):
+        async with fleet.http.delete(f"{leases}/{each}", headers=fleet.auth) as released:
+            assert released.status == 200
+    status, answer = await prefill(late)
+    assert (status, answer["error"]["code"]) == (409, "handover_refused"), "its release came first"
+    await fleet.settled("p", deadline_s=1.0)

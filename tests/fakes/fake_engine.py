@@ -26,6 +26,12 @@ TOKEN = "a service token of the tests".replace(" ", "-")
 TTL_MS = 600
 
 
+def _set() -> asyncio.Event:
+    event = asyncio.Event()
+    event.set()
+    return event
+
+
 @dataclass(frozen=True)
 class Act:
     """What one leg does: refuse with a code, die before or after so many events, hang, or answer oddly."""
@@ -74,6 +80,8 @@ class FakeEngine:
     port: int = 0
     incarnation: str = "0" * 32
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    _legs_open: set[asyncio.Transport] = field(default_factory=set)
+    may_answer: asyncio.Event = field(default_factory=_set)
 
     async def start(self, registry: MemoryRegistry) -> None:
         app = web.Application(client_max_size=1 << 28)
@@ -88,6 +96,11 @@ class FakeEngine:
         await site.start()
         self.port = self._runner.addresses[0][1]
         self.registration = await registry.register(self.record())
+
+    def cut(self) -> None:
+        """Break the connections of all legs that run; the instance itself goes on."""
+        for transport in self._legs_open:
+            transport.abort()
 
     async def stop(self, *, withdraw: bool = True) -> None:
         """Gone, as after kill -9: every connection breaks at once."""
@@ -154,12 +167,16 @@ class FakeEngine:
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
         self.running += 1
+        transport = request.transport
+        assert transport is not None
+        self._legs_open.add(transport)
         try:
             return await self._leg(request)
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
         finally:
+            self._legs_open.discard(transport)
             self.running -= 1
 
     async def _leg(self, request: web.Request) -> web.StreamResponse:
@@ -181,10 +198,13 @@ class FakeEngine:
             return _die(request)
         if stage is Stage.DECODE:
             return await self._decode(request, body, act, echo)
-        return web.json_response(self._ticket(stage), headers=echo)
+        ticket = self._ticket(stage, body)
+        await self.may_answer.wait()
+        return web.json_response(ticket, headers=echo)
 
-    def _ticket(self, stage: Stage) -> dict[str, Any]:
-        lease = f"{len(self.legs):032x}"
+    def _ticket(self, stage: Stage, body: dict[str, Any]) -> dict[str, Any]:
+        wanted = body.get("triptych") or body.get("kv_transfer_params") or {}
+        lease = wanted.get("lease") or f"{len(self.legs):032x}"
         self.leases.add(lease)
         answer = {**_completion("", "length"), "id": "x"}
         if stage is Stage.ENCODE:

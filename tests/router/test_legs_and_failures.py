@@ -207,6 +207,47 @@ async def test_a_client_that_leaves_cancels_its_leg_and_frees_its_lease(bench, s
         await until(lambda: not prefill.leases, what="the lease is released", deadline_s=1)
 
 
+@pytest.mark.parametrize("end", ["client", "deadline", "instance"])
+async def test_a_ticket_that_nobody_read_is_given_back_by_the_name_it_was_asked_for(bench, end) -> None:
+    """The prefill instance has granted the lease; whatever ends the leg then, the router knows the id."""
+    prefill, decode = pair()
+    prefill.may_answer.clear()
+    async with bench(prefill, decode, request_timeout_s=0.5 if end == "deadline" else 60, retries=0) as b:
+        async with aiohttp.ClientSession() as client:
+            request = asyncio.create_task(client.post(f"{b.url}/v1/completions", json=BODY))
+            await until(lambda: bool(prefill.leases), what="the lease is granted")
+            lease = json.loads(prefill.legs[0].body)["kv_transfer_params"]["lease"]
+            assert prefill.leases == {lease}
+            if end == "client":
+                request.cancel()
+            elif end == "instance":
+                prefill.cut()
+            await asyncio.gather(request, return_exceptions=True)
+        await until(lambda: not prefill.leases, what="the lease is released", deadline_s=1)
+        assert prefill.released == [lease]
+
+
+async def test_each_attempt_names_a_lease_of_its_own_and_a_refused_one_is_left_alone(bench) -> None:
+    refusing, good = FakeEngine("a", Role.PREFILL, act=Act(refuse="overloaded")), FakeEngine("b", Role.PREFILL)
+    async with bench(refusing, good, FakeEngine("d", Role.DECODE)) as b:
+        for _ in range(2):
+            assert (await b.post(BODY))[0] == 200
+    legs = [*refusing.legs, *good.legs]
+    assert len({json.loads(leg.body)["kv_transfer_params"]["lease"] for leg in legs}) == len(legs) >= 3
+    assert not refusing.released
+
+
+async def test_an_encode_leg_names_its_lease_too(bench) -> None:
+    encode = FakeEngine("e", Role.ENCODE)
+    encode.may_answer.clear()
+    part = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
+    body = {"model": "sim", "messages": [{"role": "user", "content": [{"type": "text", "text": PROMPT}, part]}]}
+    async with bench(encode, *pair(), request_timeout_s=0.4) as b:
+        assert (await b.post(body, path="/v1/chat/completions"))[0] == 504
+        await until(lambda: not encode.leases, what="the lease is released", deadline_s=1)
+    assert encode.released == [json.loads(encode.legs[0].body)["triptych"]["lease"]]
+
+
 async def test_a_client_that_leaves_amid_a_stream_cancels_it(bench) -> None:
     prefill, decode = pair()
     decode.events, decode.event_gap_s = 10_000, 0.01

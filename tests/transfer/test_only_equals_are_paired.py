@@ -155,6 +155,6 @@ def test_the_facade_is_the_whole_surface() -> None:
     public = {name for name in vars(Handover) if not name.startswith("_")}
     assert public == {
         "abandon", "check", "counts", "expire", "failures", "forget", "grant", "grant_embeddings", "leases",
-        "link_class", "pull", "pull_embeddings", "release", "renew", "start", "stop",
+        "link_class", "promised", "pull", "pull_embeddings", "release", "renew", "start", "stop",
     }  # fmt: skip
     assert ready(LAYOUT).layout == LAYOUT

@@ -52,19 +52,21 @@ async def embed(engine: Engine, digest: bytes, data: bytes) -> bytes:
         return event.data
 
 
-async def encode_leg(engine: Engine, prompt: Prepared) -> EmbeddingTicket:
-    """Embed all images of a prompt and put them under a lease."""
-    await find_embeddings(engine, (prompt,), None)
-    return engine.handover.grant_embeddings([span.digest for span in prompt.media])
+async def encode_leg(engine: Engine, prompt: Prepared, lease: str) -> EmbeddingTicket:
+    """Embed all images of a prompt and put them under this lease."""
+    with engine.handover.promised(lease):
+        await find_embeddings(engine, (prompt,), None)
+        return engine.handover.grant_embeddings([span.digest for span in prompt.media], lease)
 
 
 async def prefill_leg(engine: Engine, submit: Submit, request_id: str) -> tuple[Ticket, int]:
-    """Compute the prompt and put its blocks under a lease; the ticket and the number of cached tokens."""
-    with engine.table.open([submit]) as call:
-        event = await call.next()
-    if not isinstance(event, LeaseGranted):
-        raise Internal("The prompt's blocks could not be kept.")
-    return engine.handover.grant(event, request_id), event.cached_tokens
+    """Compute the prompt and put its blocks under its lease; the ticket and the number of cached tokens."""
+    with engine.handover.promised(submit.lease):
+        with engine.table.open([submit]) as call:
+            event = await call.next()
+        if not isinstance(event, LeaseGranted):
+            raise Internal("The prompt's blocks could not be kept.")
+        return engine.handover.grant(event, request_id), event.cached_tokens
 
 
 def embedded(prompt: Prepared, rows: dict[bytes, bytes]) -> tuple[Embedding, ...]:

@@ -226,10 +226,17 @@ def _submit(
         media=prompt.media,
         # While blocks are pulled only the server may end the request: it first stops writing into them.
         deadline_s=None if pulls else caller.deadline_s,
-        lease=leg.ticket.lease if isinstance(leg, DecodeLeg) else engine.new_id() if modes.get(type(leg)) else "",
+        lease=_lease(engine, leg),
         remote_num_tokens=leg.ticket.remote_num_tokens if isinstance(leg, DecodeLeg) else 0,
         prefix=caller.prefix,
     )
+
+
+def _lease(engine: Engine, leg: Leg) -> str:
+    """The id under which blocks are kept or pulled; of a prefill leg the caller's, or a new one."""
+    if isinstance(leg, DecodeLeg):
+        return leg.ticket.lease
+    return leg.lease or engine.new_id() if isinstance(leg, PrefillLeg) else ""
 
 
 async def _serve(request: web.Request, job: Job) -> web.StreamResponse:
@@ -259,7 +266,7 @@ async def _serve(request: web.Request, job: Job) -> web.StreamResponse:
 async def _leg(request: web.Request, job: Job, stream: EventStream) -> web.StreamResponse:
     engine, leg = job.engine, job.leg
     if isinstance(leg, EncodeLeg):
-        embeddings = await encode_leg(engine, job.prompts[0])
+        embeddings = await encode_leg(engine, job.prompts[0], leg.lease or engine.new_id())
         extra = {"triptych": {"embeddings": msgspec.to_builtins(embeddings)}}
         return await _send(request, _empty(job, 0, extra), release=(engine, embeddings.lease))
     if job.echo_only:

@@ -69,6 +69,9 @@ class LeaseTable:
     def __len__(self) -> int:
         return len(self._leases)
 
+    def __contains__(self, lease_id: str) -> bool:
+        return lease_id in self._leases
+
     def grant(self, lease_id: str, holding: KVHolding | EmbeddingHolding, *, now_s: float) -> Lease:
         """Start a lease.
 

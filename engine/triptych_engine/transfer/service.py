@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import NoReturn
 
 from triptych_contract import WIRE_VERSION
@@ -148,10 +149,19 @@ class Handover:
         """Leases held for others."""
         return len(self._holdings)
 
+    def promised(self, lease: str) -> AbstractContextManager[None]:
+        """Keep a lease id for the leg that runs in this block.
+
+        Raises:
+            HandoverRefused: The id is in use, or was given back before its leg came.
+        """
+        return self._holdings.promised(lease)
+
     def grant(self, granted: LeaseGranted, request_id: str) -> Ticket:
         """Put the blocks of a computed prompt under their lease.
 
         Raises:
+            HandoverRefused: The lease was given back meanwhile; the core frees the blocks.
             Overloaded: There are too many leases; the core frees the blocks.
         """
         ends = self._started()
@@ -170,17 +180,17 @@ class Handover:
             fingerprint=ends.link_class.digest(),
         )
 
-    def grant_embeddings(self, digests: Sequence[bytes]) -> EmbeddingTicket:
-        """Put embeddings of the store under a lease.
+    def grant_embeddings(self, digests: Sequence[bytes], lease_id: str = "") -> EmbeddingTicket:
+        """Put embeddings of the store under a lease; without an id it gets a new one.
 
         Raises:
-            HandoverRefused: One of them is not in the store, or there are too many.
+            HandoverRefused: One of them is not in the store, there are too many, or the lease was given back.
             Overloaded: There are too many leases.
         """
         self._started()
         if len(digests) > MAX_EMBEDDINGS:
             raise HandoverRefused(f"One hand-over carries at most {MAX_EMBEDDINGS} embeddings.")
-        lease = self._holdings.grant_embeddings(self._new_id(), digests)
+        lease = self._holdings.grant_embeddings(lease_id or self._new_id(), digests)
         self._granted.set()
         return EmbeddingTicket(
             remote_engine_id=self._instance_id,
@@ -205,7 +215,7 @@ class Handover:
         return LeaseRenewal(lease, self._holdings.ttl_ms)
 
     def release(self, lease: str) -> bool:
-        """End a lease and whatever still reads it; False if it has already ended."""
+        """End a lease and whatever still reads it; False if there is none, and then none of this id is granted."""
         return self._holdings.release(lease)
 
     def expire(self) -> int:

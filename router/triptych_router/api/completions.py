@@ -14,7 +14,7 @@ from triptych_contract.errors import (
     TriptychError,
     UnsupportedMedia,
 )
-from triptych_contract.ids import IdSource, is_name
+from triptych_contract.ids import is_name
 from triptych_router.api import sse
 from triptych_router.api.errors import error_response
 from triptych_router.api.parse import Kind, Parsed, parse
@@ -37,7 +37,6 @@ class Completions:
         services: Shared parts.
         model: The only model served; empty for all.
         request_timeout_s: Longest time of one request.
-        new_id: Mints request ids.
         new_seed: Mints seeds.
     """
 
@@ -47,13 +46,11 @@ class Completions:
         *,
         model: str,
         request_timeout_s: float,
-        new_id: IdSource,
         new_seed: Callable[[], int],
     ) -> None:
         self._services = services
         self._model = model
         self._request_timeout_s = request_timeout_s
-        self._new_id = new_id
         self._new_seed = new_seed
 
     async def serve(self, request: web.Request, kind: Kind, tenant: str) -> web.StreamResponse:
@@ -141,7 +138,7 @@ class Completions:
     def _request_id(self, request: web.Request) -> str:
         """The client's own where it is safe in headers and logs, else a fresh one."""
         given = request.headers.get(names.REQUEST_ID, "")
-        return given if is_name(given) else self._new_id()
+        return given if is_name(given) else self._services.new_id()
 
 
 async def _body(request: web.Request) -> bytes:

@@ -1,10 +1,12 @@
 """The legs of one request: build what is spliced in, call an instance, read the answer.
 
-Every leg is charged to its instance while it runs and takes its charge back however it ends.
+Every leg is charged to its instance while it runs and takes its charge back however it ends. A leg that leaves
+something at its instance names the lease for it, new for each attempt: whatever ends the leg before its ticket
+was read, the lease is given back by that name.
 """
 
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -86,20 +88,22 @@ class Legs:
 
     async def encode(self, instance: InstanceView) -> Held:
         """Embed the images; the answer names the embeddings."""
-        body = splice(self._context.parsed.body, _TRIPTYCH, b'{"encode":true}')
-        answer = await self._ask(Stage.ENCODE, instance, body, prefill_tokens=0)
-        raw = bytes(_read(answer, _EncodeAnswer, Stage.ENCODE).triptych.embeddings)
-        ticket = _read(raw, EmbeddingTicket, Stage.ENCODE)
-        return _held(raw, ticket, instance, Stage.ENCODE)
+        with self._lease(instance) as lease:
+            body = splice(self._context.parsed.body, _TRIPTYCH, b'{"encode":true,"lease":"%b"}' % lease)
+            answer = await self._ask(Stage.ENCODE, instance, body, prefill_tokens=0)
+            raw = bytes(_read(answer, _EncodeAnswer, Stage.ENCODE).triptych.embeddings)
+            return _held(raw, _read(raw, EmbeddingTicket, Stage.ENCODE), instance, Stage.ENCODE)
 
     async def prefill(self, instance: InstanceView, images: Held | None) -> Held:
         """Compute the prompt; the answer is the ticket for its blocks."""
         taken = b',"embeddings":' + images.raw if images is not None else b""
-        body = splice(self._context.parsed.body, _TRANSFER, b'{"do_remote_decode":true' + taken + b"}")
         prompt_tokens = self._context.parsed.prompt_tokens
-        answer = await self._ask(Stage.PREFILL, instance, body, prefill_tokens=prompt_tokens)
-        raw = bytes(_read(answer, _PrefillAnswer, Stage.PREFILL).kv_transfer_params)
-        return _held(raw, _read(raw, Ticket, Stage.PREFILL), instance, Stage.PREFILL)
+        with self._lease(instance) as lease:
+            wanted = b'{"do_remote_decode":true,"lease":"%b"%b}' % (lease, taken)
+            body = splice(self._context.parsed.body, _TRANSFER, wanted)
+            answer = await self._ask(Stage.PREFILL, instance, body, prefill_tokens=prompt_tokens)
+            raw = bytes(_read(answer, _PrefillAnswer, Stage.PREFILL).kv_transfer_params)
+            return _held(raw, _read(raw, Ticket, Stage.PREFILL), instance, Stage.PREFILL)
 
     async def decode(self, instance: InstanceView, ticket: Held) -> TriptychError | None:
         """Pull, sample, and answer the client; returns the error that ended a stream which had begun."""
@@ -113,6 +117,17 @@ class Legs:
             body = splice(body, _TRIPTYCH, b'{"embeddings":' + images.raw + b"}")
         self._journey.served_by[Stage.PREFILL] = instance.id
         return await self._answer(instance, body, prefill_tokens=self._context.parsed.prompt_tokens)
+
+    @contextlib.contextmanager
+    def _lease(self, instance: InstanceView) -> Iterator[bytes]:
+        """An id for what the leg of this block leaves at the instance; given back unless the ticket was read."""
+        lease = self._services.new_id()
+        try:
+            yield lease.encode()
+        except BaseException as error:
+            if not (isinstance(error, LegFailed) and error.left_nothing):
+                self._services.leases.release(instance.record, lease)
+            raise
 
     async def _ask(self, stage: Stage, instance: InstanceView, body: bytes, *, prefill_tokens: int) -> bytes:
         """A leg whose answer is for the router."""

@@ -51,6 +51,7 @@ class LegFailed(Exception):
         stage: The leg's stage.
         cause: How it ended.
         error: The typed refusal; for other causes what the client is told if nothing else helps.
+        status: HTTP status of a refusal, 0 if the answer itself was at fault.
         raw: The refusal's body as received, to forward it untouched.
         delivered: Events of this leg have reached the client.
     """
@@ -72,6 +73,11 @@ class LegFailed(Exception):
         self.status = status
         self.raw = raw
         self.delivered = delivered
+
+    @property
+    def left_nothing(self) -> bool:
+        """The instance holds nothing of this attempt: it was never reached, or it refused in so many words."""
+        return self.cause is Cause.CONNECT or (self.cause is Cause.REFUSED and self.status != 0)
 
 
 def next_step(failure: LegFailed, *, attempts: int, max_attempts: int) -> Step:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import aiohttp
 
 from triptych_contract.clock import Clock
+from triptych_contract.ids import IdSource
 from triptych_router.admission.gate import Gate
 from triptych_router.cluster.watch import ClusterWatch
 from triptych_router.dispatch.lease import Leases
@@ -19,6 +20,7 @@ class Services:
     """The router's long-lived parts and the settings that a request's way depends on.
 
     Attributes:
+        new_id: Mints ids of requests and leases.
         session: Calls to engines; of a pool of its own, so that control calls never wait behind prompts.
         max_attempts: Tries of one stage for one request.
         queue_timeout_s: How long a request waits while all instances are full.
@@ -26,6 +28,7 @@ class Services:
         expose_route: Tell which instances served a request, in a header.
     """
 
+    new_id: IdSource
     session: aiohttp.ClientSession
     watch: ClusterWatch
     leases: Leases
