@@ -97,6 +97,7 @@ async def serving(
             front.app(),
             handler_cancellation=True,
             access_log=None,
+            auto_decompress=False,
             shutdown_timeout=SHUTDOWN_S,
             max_line_size=HEADER_BYTES,
             max_field_size=HEADER_BYTES,

@@ -83,6 +83,11 @@ class Engine:
         self.core.send(message)
 
     @property
+    def max_context(self) -> int:
+        """Longest prompt plus output in tokens; 0 while the model is loaded."""
+        return self.ready.max_context if self.ready else 0
+
+    @property
     def idle(self) -> bool:
         """True if nothing is in flight: no request, no lease."""
         return not self.table.calls and not self.handover.leases
@@ -126,7 +131,7 @@ class Engine:
             model=self.card.name,
             loading_percent=100 if ready else self.role.loading_percent,
             block_tokens=ready.layout.block_tokens if ready else BLOCK_TOKENS,
-            max_context=ready.max_context if ready else 0,
+            max_context=self.max_context,
             link_class=self.handover.link_class,
             profile=ready.profile if ready else StepProfile(),
             load=self.sample(),

@@ -42,8 +42,8 @@ async def tokenize(request: web.Request) -> web.StreamResponse:
         if prompt is None:
             raise BadRequest("prompt is missing.", param="prompt")
         special = members.take("add_special_tokens", bool, "true or false") is not False
-        ids = await engine.card.tokenizer.encode(prompt, add_special_tokens=special)
-    return json_response({"count": len(ids), "max_model_len": _max_context(engine), "tokens": ids})
+        ids = await engine.card.tokenizer.encode(prompt, add_special_tokens=special, max_tokens=engine.max_context)
+    return json_response({"count": len(ids), "max_model_len": engine.max_context, "tokens": ids})
 
 
 async def detokenize(request: web.Request) -> web.StreamResponse:
@@ -60,7 +60,7 @@ async def detokenize(request: web.Request) -> web.StreamResponse:
 
 
 async def _chat_ids(chat: ChatRequest, engine: Engine) -> list[int]:
-    return (await chat_prompt(chat, engine.card, tenant="")).token_ids
+    return (await chat_prompt(chat, engine.card, tenant="", max_context=engine.max_context)).token_ids
 
 
 def _model(engine: Engine) -> dict[str, object]:
@@ -69,9 +69,5 @@ def _model(engine: Engine) -> dict[str, object]:
         "object": "model",
         "created": _STARTED,
         "owned_by": "triptych",
-        "max_model_len": _max_context(engine),
+        "max_model_len": engine.max_context,
     }
-
-
-def _max_context(engine: Engine) -> int:
-    return engine.ready.max_context if engine.ready else 0

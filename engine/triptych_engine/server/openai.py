@@ -74,7 +74,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
         caller = _caller(request, engine)
         parsed = parse_completion(await read_body(request))
         leg = _admit(engine, caller, parsed.options)
-        prompts = await completion_prompts(parsed, engine.card)
+        prompts = await completion_prompts(parsed, engine.card, max_context=engine.max_context)
         echo = tuple(engine.card.tokenizer.decode_all(p.token_ids) for p in prompts) if parsed.echo else ()
         answer = _answer(engine, caller, parsed.options, prompts, echo)
         job = _job(engine, caller, leg, parsed=parsed, prompts=prompts, shape=CompletionShape(answer))
@@ -88,7 +88,9 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
         caller = _caller(request, engine)
         parsed = parse_chat(await read_body(request))
         leg = _admit(engine, caller, parsed.options)
-        prompts = (await chat_prompt(parsed, engine.card, tenant=caller.tenant),)
+        prompts = (
+            await chat_prompt(parsed, engine.card, tenant=caller.tenant, max_context=engine.max_context),
+        )
         answer = _answer(engine, caller, parsed.options, prompts, ())
         return await _serve(request, _job(engine, caller, leg, parsed=parsed, prompts=prompts, shape=ChatShape(answer)))
 
@@ -101,7 +103,8 @@ async def read_body(request: web.Request) -> bytes:
         PayloadTooLarge: Over the limit.
         RequestTimeout: The client does not send it in time.
     """
-    if request.content_type not in ("application/json", "application/octet-stream"):
+    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if kind not in ("application/json", "application/octet-stream"):
         raise UnsupportedMedia("The content type must be application/json.")
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise UnsupportedMedia("Compressed bodies are not taken.")

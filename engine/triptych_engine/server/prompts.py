@@ -27,12 +27,21 @@ class Prepared:
     images: tuple[Image, ...] = ()
 
 
-async def completion_prompts(request: CompletionRequest, card: ModelCard) -> tuple[Prepared, ...]:
-    """The prompts of a completion; raises `BadRequest` for an image placeholder, since there is no image."""
+async def completion_prompts(
+    request: CompletionRequest, card: ModelCard, *, max_context: int = 0
+) -> tuple[Prepared, ...]:
+    """The prompts of a completion.
+
+    Raises:
+        BadRequest: An image placeholder, since there is no image.
+        ContextLengthExceeded: A text that is far too long to be encoded.
+    """
     found = []
     for prompt in request.prompts:
         if isinstance(prompt, str):
-            ids = await card.tokenizer.encode(prompt, add_special_tokens=request.add_special_tokens)
+            ids = await card.tokenizer.encode(
+                prompt, add_special_tokens=request.add_special_tokens, max_tokens=max_context
+            )
         else:
             ids = list(prompt)
         if card.image_token is not None and card.image_token in ids:
@@ -41,11 +50,12 @@ async def completion_prompts(request: CompletionRequest, card: ModelCard) -> tup
     return tuple(found)
 
 
-async def chat_prompt(request: ChatRequest, card: ModelCard, *, tenant: str) -> Prepared:
+async def chat_prompt(request: ChatRequest, card: ModelCard, *, tenant: str, max_context: int = 0) -> Prepared:
     """The prompt of a conversation.
 
     Raises:
         BadRequest: No chat template, images that the model does not take, or a template that refuses.
+        ContextLengthExceeded: A text that is far too long to be encoded.
     """
     if card.template is None:
         raise BadRequest("This model has no chat template; use /v1/completions.", param="messages")
@@ -53,7 +63,9 @@ async def chat_prompt(request: ChatRequest, card: ModelCard, *, tenant: str) -> 
     marker = card.tokenizer.protect(_texts(list(request.messages)))
     messages = [_marked(message, card, marker) for message in request.messages]
     text = card.template.render(messages, request.template_variables)
-    ids = await card.tokenizer.encode_chat(text, marker=marker, add_special_tokens=request.add_special_tokens)
+    ids = await card.tokenizer.encode_chat(
+        text, marker=marker, add_special_tokens=request.add_special_tokens, max_tokens=max_context
+    )
     return _expand(ids, images, card, tenant)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from triptych_contract.errors import BadRequest
+from triptych_contract.errors import BadRequest, ContextLengthExceeded
 from triptych_engine.server.detokenize import Decode
 
 THREAD_CHARACTERS = 20_000
@@ -40,6 +40,7 @@ class TextTokenizer:
         self.special: dict[str, int] = {token.content: number for number, token in added.items() if token.special}
         ordered = sorted(self.special, key=len, reverse=True)
         self._special_pattern = re.compile("|".join(map(re.escape, ordered))) if ordered else None
+        self._longest_characters = max(map(len, self._reading.get_vocab(with_added_tokens=True)), default=1)
 
     @classmethod
     def load(cls, path: Path) -> "TextTokenizer":
@@ -67,15 +68,30 @@ class TextTokenizer:
         """One token by itself, for log-probabilities; a piece of a character becomes U+FFFD."""
         return self.decode_all((token_id,))
 
-    async def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """Token ids of a prompt; special tokens in it are read as such."""
+    async def encode(self, text: str, *, add_special_tokens: bool, max_tokens: int = 0) -> list[int]:
+        """Token ids of a prompt; special tokens in it are read as such. Raises as `check_length` does."""
+        self.check_length(text, max_tokens)
         return await self._run(len(text), self._encode, text, add_special_tokens)
 
-    async def encode_chat(self, text: str, *, marker: str, add_special_tokens: bool = False) -> list[int]:
-        """Token ids of a rendered conversation, in which `marker` protects what shall stay text."""
+    async def encode_chat(
+        self, text: str, *, marker: str, add_special_tokens: bool = False, max_tokens: int = 0
+    ) -> list[int]:
+        """Token ids of a rendered conversation, in which `marker` protects what shall stay text.
+
+        Raises as `check_length` does.
+        """
+        self.check_length(text, max_tokens)
         if not marker or marker not in text:
             return await self._run(len(text), self._encode, text, add_special_tokens)
         return await self._run(len(text), self._encode_protected, text, marker)
+
+    def check_length(self, text: str, max_tokens: int) -> None:
+        """Raise `ContextLengthExceeded` for a text of more than so many of the longest tokens; 0 is no bound.
+
+        Told before the text is encoded, which takes some hundred bytes for each token.
+        """
+        if max_tokens and len(text) > max_tokens * self._longest_characters:
+            raise ContextLengthExceeded(f"The prompt is longer than the model's context of {max_tokens} tokens.")
 
     def protect(self, texts: Iterable[str]) -> str:
         """The marker for a conversation of these texts; empty if none of them writes a special token out."""

@@ -12,11 +12,11 @@ from triptych_contract.errors import (
     ModelNotFound,
     RequestTimeout,
     TriptychError,
-    UnsupportedMedia,
 )
 from triptych_contract.ids import is_name
 from triptych_router.api import sse
 from triptych_router.api.errors import error_response
+from triptych_router.api.media import check_media
 from triptych_router.api.parse import Kind, Parsed, parse
 from triptych_router.api.reply import HttpReply
 from triptych_router.dispatch.context import Context
@@ -142,8 +142,7 @@ class Completions:
 
 
 async def _body(request: web.Request) -> bytes:
-    if "content-type" in request.headers and request.content_type != "application/json":
-        raise UnsupportedMedia("The content type must be application/json.")
+    check_media(request)
     try:
         async with asyncio.timeout(BODY_S):
             return await request.read()

@@ -12,7 +12,6 @@ from triptych_contract.errors import (
     Internal,
     ModelNotFound,
     TriptychError,
-    UnsupportedMedia,
     UpstreamFailed,
 )
 from triptych_contract.roles import Stage
@@ -20,6 +19,7 @@ from triptych_router.admission.keys import ApiKeys
 from triptych_router.api.auth import tenant_of
 from triptych_router.api.completions import Completions
 from triptych_router.api.errors import error_response, of_http
+from triptych_router.api.media import check_media
 from triptych_router.api.parse import Kind
 from triptych_router.cluster.view import base_url
 from triptych_router.dispatch.attempt import MAX_ANSWER_BYTES, payload
@@ -127,8 +127,7 @@ class Front:
 
     async def _proxy(self, request: web.Request) -> web.StreamResponse:
         """`/tokenize` and `/detokenize` by any instance."""
-        if "content-type" in request.headers and request.content_type != "application/json":
-            raise UnsupportedMedia("The content type must be application/json.")
+        check_media(request)
         body, view = await request.read(), self._services.watch.view()
         able = candidates(view, Stage.DECODE) or candidates(view, Stage.PREFILL) or candidates(view, Stage.ENCODE)
         if not able:

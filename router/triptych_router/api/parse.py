@@ -11,6 +11,7 @@ import msgspec
 
 from triptych_contract.errors import BadRequest
 from triptych_contract.handover import MEMBERS
+from triptych_contract.json_bounds import check_json_bounds
 from triptych_router.api import scan
 
 T = TypeVar("T")
@@ -70,8 +71,10 @@ def parse(kind: Kind, body: bytes) -> Parsed:
     """Read a request.
 
     Raises:
-        BadRequest: No object; a member of the hand-over; a duplicate or a wrong type of a member that counts here.
+        BadRequest: No object; a member of the hand-over; a duplicate or a wrong type of a member that counts here;
+            more values than any request has.
     """
+    check_json_bounds(body)
     raw = _raw_members(body)
     prompts, prompt_tokens = _prompt(raw, kind)
     limit = _integer(raw, "max_completion_tokens") or _integer(raw, "max_tokens") or DEFAULT_OUTPUT_TOKENS
