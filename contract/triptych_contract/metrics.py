@@ -78,6 +78,7 @@ ENGINE: tuple[Metric, ...] = (
     Metric("triptych_engine_leases", Kind.GAUGE, "Leases held for other instances.", _MODEL),
     Metric("triptych_engine_tasks", Kind.GAUGE, "Tasks of the server's event loop; flat when idle.", _MODEL),
     Metric("triptych_engine_steps", Kind.COUNTER, "Steps finished.", _MODEL),
+    Metric("triptych_engine_scheduler_seconds", Kind.COUNTER, "Time spent on deciding steps.", _MODEL),
     Metric("triptych_handover_blocks", Kind.COUNTER, "KV blocks handed over.", (*_MODEL, "direction")),
     Metric("triptych_handover_bytes", Kind.COUNTER, "Bytes handed over.", (*_MODEL, "direction")),
     Metric("triptych_handover_seconds", Kind.HISTOGRAM, "Time of one pull.", _MODEL, _TTFT_S),

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 
 from triptych_engine import failpoints
-from triptych_engine.server.lifecycle import serve
 from triptych_engine.logs import set_up_logging
+from triptych_engine.server.lifecycle import serve
 from triptych_engine.settings import SettingsError, read_settings
 
 EXIT_USAGE = 2

@@ -57,6 +57,22 @@ class TestRole:
         role.admit(Stage.DECODE, None)
         assert role.phase is Phase.SERVING
 
+    def test_a_drain_is_not_taken_back_once_the_program_ends(self) -> None:
+        held = state()
+        held.drain_for_good()
+        with pytest.raises(NotReady):
+            held.cancel_drain()
+        assert held.phase is Phase.DRAINING
+
+    def test_a_drain_during_loading_is_not_taken_back_before_there_is_a_model(self) -> None:
+        held = RoleState(initial=Assignment(Role.MIXED, 1), capable=frozenset(Stage))
+        held.apply(PhaseEvent.DRAIN)
+        with pytest.raises(NotReady):
+            held.cancel_drain()
+        held.apply(PhaseEvent.LOADED)
+        held.cancel_drain()
+        assert held.phase is Phase.SERVING
+
     def test_without_one_nothing_is_taken(self) -> None:
         with pytest.raises(NotReady):
             state().admit(Stage.DECODE, None)
@@ -65,6 +81,7 @@ class TestRole:
 GOLDEN = """\
 DELETE /instance/leases/{lease}: loopback none=401 wrong=401 right=in, open none=401 wrong=401 right=in
 GET /health: loopback none=in wrong=in right=in, open none=in wrong=in right=in
+GET /instance/audit: loopback none=401 wrong=401 right=in, open none=401 wrong=401 right=in
 GET /instance/events: loopback none=401 wrong=401 right=in, open none=401 wrong=401 right=in
 GET /instance: loopback none=401 wrong=401 right=in, open none=401 wrong=401 right=in
 GET /livez: loopback none=in wrong=in right=in, open none=in wrong=in right=in

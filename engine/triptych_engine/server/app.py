@@ -55,6 +55,7 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/readyz", Access.PUBLIC, health.readyz),
     Route("GET", "/instance", Access.SERVICE, instance.state),
     Route("GET", "/instance/events", Access.SERVICE, instance.events),
+    Route("GET", "/instance/audit", Access.SERVICE, instance.audit),
     Route("POST", "/instance/role", Access.SERVICE, instance.role),
     Route("POST", "/instance/drain", Access.SERVICE, instance.drain),
     Route("POST", "/instance/leases/{lease}", Access.SERVICE, instance.renew),

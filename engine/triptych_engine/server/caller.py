@@ -19,6 +19,7 @@ class Caller:
         request_id: Of the request, echoed or minted.
         trusted: The caller showed the service token.
         epoch: That the caller believes; None = no check.
+        arrived_s: Monotonic time at which the call came.
         deadline_s: Monotonic time at which the call ends.
         seed: If the client names none.
         tenant: Salts block identity.
@@ -30,6 +31,7 @@ class Caller:
     request_id: str
     trusted: bool
     epoch: int | None
+    arrived_s: float
     deadline_s: float
     seed: int
     tenant: str
@@ -68,6 +70,7 @@ def read_caller(
         request_id=request_id,
         trusted=trusted,
         epoch=_integer(told, headers.EPOCH),
+        arrived_s=now_s,
         deadline_s=now_s + left_s,
         seed=seed if told_seed is None else told_seed,
         tenant=told.get(headers.TENANT, "")[:256],

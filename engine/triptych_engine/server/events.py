@@ -7,10 +7,12 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 
 from triptych_contract.codec import encode_json
+from triptych_contract.errors import Overloaded
 from triptych_contract.instance import FullState, InstanceState, KVRemoved, KVStored, Load, LoadSample
 
 MAX_BEHIND = 256
 MAX_READERS = 64
+"""Readers at a time; more are refused."""
 
 
 class EventHub:
@@ -44,6 +46,11 @@ class EventHub:
         if stored:
             self._publish(encode_json(KVStored(self._next(), stored, prefix)))
 
+    def check_room(self) -> None:
+        """Raise `Overloaded` if there are as many readers as there may be."""
+        if len(self._readers) >= MAX_READERS:
+            raise Overloaded("Too many readers follow this instance.", retry_after_ms=1000)
+
     def close(self) -> None:
         """End all streams."""
         for reader in list(self._readers):
@@ -52,8 +59,6 @@ class EventHub:
     async def lines(self) -> AsyncIterator[bytes]:
         """NDJSON lines for one reader; ends when the reader is too far behind or the program ends."""
         queue: asyncio.Queue[bytes | None] = asyncio.Queue(MAX_BEHIND)
-        if len(self._readers) >= MAX_READERS:
-            return
         self._readers[queue] = None
         try:
             yield encode_json(FullState(self._seq, self._state())) + b"\n"

@@ -10,6 +10,7 @@ from triptych_engine.server.engine import Engine
 from triptych_engine.server.legs import take_blocks
 from triptych_engine.server.requests import OpenCall, Tokens
 from triptych_engine.server.shapes import Usage, usage_of
+from triptych_engine.server.times import Times
 
 
 class Generation:
@@ -19,17 +20,16 @@ class Generation:
         engine: The parts of the server.
         submits: One for each prompt.
         ticket: Of a decode leg.
+        arrived_s: Monotonic time at which the request came.
     """
 
-    def __init__(self, engine: Engine, submits: Sequence[Submit], ticket: Ticket | None) -> None:
+    def __init__(self, engine: Engine, submits: Sequence[Submit], ticket: Ticket | None, *, arrived_s: float) -> None:
         self._engine = engine
         self._submits = submits
         self._ticket = ticket
         self._prompt_tokens = sum(len(submit.token_ids) for submit in submits)
         self._cached: dict[str, int] = {}
-        self._last_s: dict[int, float] = {}
-        self._began_s = engine.clock.now_s()
-        self._first_s: float | None = None
+        self._times = Times(arrived_s=arrived_s, submitted_s=arrived_s)
         choices = [(submit, choice) for submit in submits for choice in range(submit.sampling.n)]
         self._streams = {
             (submit.id, choice): ChoiceStream(index, submit.sampling, engine.card.tokenizer.decode)
@@ -49,6 +49,7 @@ class Generation:
         Raises:
             TriptychError: The request cannot go on.
         """
+        self._times.submitted_s = self._engine.clock.now_s()
         with self._engine.table.open(self._submits) as call:
             if self._ticket is not None:
                 await take_blocks(self._engine, call, self._ticket)
@@ -74,7 +75,9 @@ class Generation:
         if stream.finished:
             return None
         if delta.token_ids:
-            self._time(stream.choice, event.at_s)
+            gap_s = self._times.note(stream.choice, event.at_s, delta.admitted_s)
+            if gap_s is not None:
+                self._engine.metrics.observe("vllm:inter_token_latency_seconds", gap_s)
             self._cached.setdefault(delta.id, delta.cached_tokens)
         piece = stream.push(delta)
         if stream.finished:
@@ -83,27 +86,13 @@ class Generation:
             self._engine.metrics.finish(piece.finish_reason or "stop" if piece else "stop")
         return piece
 
-    def _time(self, choice: int, at_s: float) -> None:
-        metrics = self._engine.metrics
-        if self._first_s is None:
-            self._first_s = at_s
-            metrics.observe("vllm:time_to_first_token_seconds", at_s - self._began_s)
-        elif choice in self._last_s:
-            metrics.observe("vllm:inter_token_latency_seconds", at_s - self._last_s[choice])
-        self._last_s[choice] = at_s
-
     def _observe(self) -> None:
         metrics, usage = self._engine.metrics, self.usage
-        end_s = self._engine.clock.now_s()
-        first_s = end_s if self._first_s is None else self._first_s
-        metrics.observe("vllm:e2e_request_latency_seconds", end_s - self._began_s)
-        metrics.observe("vllm:request_decode_time_seconds", end_s - first_s)
+        tokens = {stream.choice: stream.num_tokens for stream in self._streams.values()}
+        for name, seconds in self._times.observations(tokens, end_s=self._engine.clock.now_s()):
+            metrics.observe(name, seconds)
         metrics.observe("vllm:request_prompt_tokens", usage.prompt_tokens)
         metrics.observe("vllm:request_generation_tokens", usage.completion_tokens)
-        for stream in self._streams.values():
-            if stream.num_tokens > 1 and stream.choice in self._last_s:
-                mean_s = (self._last_s[stream.choice] - first_s) / (stream.num_tokens - 1)
-                metrics.observe("vllm:request_time_per_output_token_seconds", mean_s)
 
 
 def merge(pieces: Sequence[Piece]) -> list[Piece]:

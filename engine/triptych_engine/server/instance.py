@@ -1,19 +1,26 @@
 """The instance API: state, its stream, role, drain and leases. Only for callers with the service token."""
 
+import asyncio
 from typing import Any
 
 from aiohttp import web
 
 from triptych_contract.codec import decode_json, encode_json
-from triptych_contract.errors import BadRequest
+from triptych_contract.errors import BadRequest, DeadlineExceeded, Internal
 from triptych_contract.ids import is_id
 from triptych_contract.instance import DrainRequest, RoleRequest
 from triptych_contract.roles import Assignment, PhaseEvent
+from triptych_engine.messages import Audit, AuditResult
 from triptych_engine.server.keys import ENGINE, HUB
 from triptych_engine.server.openai import read_body
+from triptych_engine.server.stream import write_in_time
 
 MAX_EPOCH = 2**53
 MAX_BODY_BYTES = 4096
+READ_DEADLINE_S = 10.0
+"""A reader of the state stream that takes nothing for so long is cut off; it has missed forty beats."""
+AUDIT_DEADLINE_S = 5.0
+"""An audit waits for the running step, and for nothing else."""
 
 
 def json_response(body: Any, status: int = 200) -> web.Response:
@@ -28,16 +35,33 @@ async def state(request: web.Request) -> web.StreamResponse:
 
 async def events(request: web.Request) -> web.StreamResponse:
     """`GET /instance/events`: NDJSON, the full state first; ends for a reader that falls behind."""
+    hub = request.app[HUB]
+    hub.check_room()
     response = web.StreamResponse(headers={"content-type": "application/x-ndjson", "cache-control": "no-cache"})
     await response.prepare(request)
-    lines = request.app[HUB].lines()
+    lines = hub.lines()
     try:
         async for line in lines:
-            await response.write(line)
+            await write_in_time(request, response, line, READ_DEADLINE_S)
     finally:
         await lines.aclose()  # type: ignore[attr-defined]
     await response.write_eof()
     return response
+
+
+async def audit(request: web.Request) -> web.StreamResponse:
+    """`GET /instance/audit`: the core checks that no block is lost or held twice; for operators and tests."""
+    engine = request.app[ENGINE]
+    try:
+        async with asyncio.timeout(AUDIT_DEADLINE_S):
+            with engine.table.open([Audit(engine.new_id())]) as call:
+                found = await call.next()
+    except TimeoutError:
+        raise DeadlineExceeded("The core does not answer.") from None
+    if not isinstance(found, AuditResult):
+        raise Internal("The core gave an answer that nobody asked for.")
+    server = {"calls": engine.table.calls, "open": len(engine.table), "leases": engine.handover.leases}
+    return json_response({"faults": found.faults, "stats": found.stats, "server": server})
 
 
 async def role(request: web.Request) -> web.StreamResponse:

@@ -5,9 +5,11 @@ from collections.abc import Iterable
 from triptych_contract.errors import HandoverRefused, Internal, TriptychError
 from triptych_contract.handover import EmbeddingTicket, Ticket
 from triptych_engine.messages import Embedding, Encode, Encoded, LeaseGranted, PullWanted, Submit
+from triptych_engine.server.caller import Caller
 from triptych_engine.server.engine import Engine
 from triptych_engine.server.prompts import Prepared
 from triptych_engine.server.requests import OpenCall
+from triptych_engine.server.times import Times
 
 
 async def find_embeddings(
@@ -59,14 +61,19 @@ async def encode_leg(engine: Engine, prompt: Prepared, lease: str) -> EmbeddingT
         return engine.handover.grant_embeddings([span.digest for span in prompt.media], lease)
 
 
-async def prefill_leg(engine: Engine, submit: Submit, request_id: str) -> tuple[Ticket, int]:
+async def prefill_leg(engine: Engine, submit: Submit, caller: Caller) -> tuple[Ticket, int]:
     """Compute the prompt and put its blocks under its lease; the ticket and the number of cached tokens."""
+    times = Times(arrived_s=caller.arrived_s, submitted_s=engine.clock.now_s())
     with engine.handover.promised(submit.lease):
         with engine.table.open([submit]) as call:
             event = await call.next()
         if not isinstance(event, LeaseGranted):
             raise Internal("The prompt's blocks could not be kept.")
-        return engine.handover.grant(event, request_id), event.cached_tokens
+        ticket = engine.handover.grant(event, caller.request_id)
+    for name, seconds in times.of_prefill(admitted_s=event.admitted_s, end_s=engine.clock.now_s()):
+        engine.metrics.observe(name, seconds)
+    engine.metrics.observe("vllm:request_prompt_tokens", event.num_tokens)
+    return ticket, event.cached_tokens
 
 
 def embedded(prompt: Prepared, rows: dict[bytes, bytes]) -> tuple[Embedding, ...]:

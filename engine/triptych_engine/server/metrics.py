@@ -97,6 +97,7 @@ def engine_samples(
         "triptych_engine_leases": [((), load.leases)],
         "triptych_engine_tasks": [((), tasks)],
         "triptych_engine_steps": [((), load.step)],
+        "triptych_engine_scheduler_seconds": [((), stats.scheduler_s)],
         "triptych_handover_blocks": [(("sent",), handover.blocks_sent), (("received",), handover.blocks_received)],
         "triptych_handover_bytes": [(("sent",), handover.bytes_sent), (("received",), handover.bytes_received)],
         "triptych_handover_failed": [((reason,), count) for reason, count in failures.items()],

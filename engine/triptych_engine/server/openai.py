@@ -281,10 +281,10 @@ async def _leg(request: web.Request, job: Job, stream: EventStream) -> web.Strea
     try:
         submits = await _with_embeddings(job)
         if isinstance(leg, PrefillLeg):
-            granted, cached = await prefill_leg(engine, submits[0], job.caller.request_id)
+            granted, cached = await prefill_leg(engine, submits[0], job.caller)
             extra = {"kv_transfer_params": msgspec.to_builtins(granted)}
             return await _send(request, _empty(job, cached, extra), release=(engine, granted.lease))
-        generation = Generation(engine, submits, ticket)
+        generation = Generation(engine, submits, ticket, arrived_s=job.caller.arrived_s)
         return await (_stream if job.options.stream else _whole)(request, job, generation, stream)
     except BaseException as error:
         unsettled = ticket if generation is None else generation.unsettled

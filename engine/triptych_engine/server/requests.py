@@ -106,17 +106,23 @@ class OpenCall:
                 self._cancel()
                 self.fail(RequestTimeout("The answer was not read in time."))
 
-    def take_answer(self, event: LeaseGranted | Encoded | AuditResult) -> None:
-        """The one answer that ends a request without tokens."""
-        if isinstance(event, LeaseGranted):
-            self._unclaimed = event.lease
-        self._running.pop(event.id, None)
-        self._put(event)
+    def take_message(self, message: Rejected | LeaseGranted | Encoded | AuditResult | PullWanted) -> None:
+        """An error, the one answer that ends a request without tokens, or room for blocks.
 
-    def take_pull(self, event: PullWanted) -> None:
-        """The core has room for blocks, and keeps it until it is told that the pull has ended."""
-        self._pulling.add(event.id)
-        self._put(event)
+        The core keeps that room until it is told that the pull has ended.
+        """
+        if isinstance(message, Rejected):
+            error = from_code(message.code, message.message)
+            error.retry_after_ms = message.retry_after_ms
+            self.fail(error, message.id)
+            return
+        if isinstance(message, PullWanted):
+            self._pulling.add(message.id)
+        else:
+            self._running.pop(message.id, None)
+        if isinstance(message, LeaseGranted):
+            self._unclaimed = message.lease
+        self._put(message)
 
     def fail(self, error: TriptychError, request_id: str | None = None) -> None:
         """End the call with an error; of a request id that the core has ended itself, it is not told again."""
@@ -209,20 +215,13 @@ class RequestTable:
             for delta in message.items:
                 if (call := self._open.get(delta.id)) is not None:
                     call.take(message.at_s, delta)
-        elif isinstance(message, Rejected):
-            if (call := self._open.get(message.id)) is not None:
-                error = from_code(message.code, message.message)
-                error.retry_after_ms = message.retry_after_ms
-                call.fail(error, message.id)
-        elif isinstance(message, LeaseGranted | Encoded | AuditResult):
-            if (call := self._open.get(message.id)) is not None:
-                call.take_answer(message)
+        elif isinstance(message, Rejected | LeaseGranted | Encoded | AuditResult | PullWanted):
+            call = self._open.get(message.id)
+            if call is not None:
+                call.take_message(message)
             elif isinstance(message, LeaseGranted):
                 self._tell(ReleaseLease(message.lease))
-        elif isinstance(message, PullWanted):
-            if (call := self._open.get(message.id)) is not None:
-                call.take_pull(message)
-            else:
+            elif isinstance(message, PullWanted):
                 self._tell(_not_pulled(message.id))
 
     def core_lost(self, message: str = CORE_LOST) -> None:

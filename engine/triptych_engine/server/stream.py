@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 from aiohttp import web
+from aiohttp.client_exceptions import ClientConnectionResetError
 from msgspec import UNSET, UnsetType
 
 from triptych_contract.errors import TriptychError
@@ -16,6 +17,8 @@ from triptych_engine.server.shapes import Shape, Usage
 
 DONE = b"data: [DONE]\n\n"
 ERROR_DEADLINE_S = 1.0
+STALL_S = 30.0
+"""A client that takes nothing for so long is gone, whatever its connection says."""
 _ENCODER = msgspec.json.Encoder()
 HEADERS = {
     "content-type": "text/event-stream; charset=utf-8",
@@ -79,8 +82,7 @@ class EventStream:
                 await self._write(event(error.body()) + DONE)
                 await self._response.write_eof()
         except TimeoutError:
-            if self._request.transport is not None:
-                self._request.transport.abort()
+            _cut_off(self._request)
         return self._response
 
     def _comment(self, entry: LedgerEntry) -> bytes:
@@ -94,4 +96,23 @@ class EventStream:
     async def _write(self, data: bytes) -> None:
         if not self._response.prepared:
             await self._response.prepare(self._request)
-        await self._response.write(data)
+        await write_in_time(self._request, self._response, data, STALL_S)
+
+
+async def write_in_time(request: web.Request, response: web.StreamResponse, data: bytes, limit_s: float) -> None:
+    """Write to a client that reads; one that takes nothing in time is cut off.
+
+    Raises:
+        ClientConnectionResetError: The client is gone, or was cut off.
+    """
+    try:
+        async with asyncio.timeout(limit_s):
+            await response.write(data)
+    except TimeoutError:
+        _cut_off(request)
+        raise ClientConnectionResetError("the client takes nothing") from None
+
+
+def _cut_off(request: web.Request) -> None:
+    if request.transport is not None:
+        request.transport.abort()
