@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import random
 import signal
 import socket
@@ -22,6 +23,8 @@ from triptych_router.api.handlers import Front
 from triptych_router.cluster.watch import ClusterWatch
 from triptych_router.dispatch.lease import Leases
 from triptych_router.dispatch.services import Services
+from triptych_router.log import LOGGER
+from triptych_router.request_log import RequestLog
 from triptych_router.settings import Settings
 from triptych_router.stdin import when_stdin_ends
 from triptych_router.telemetry import Labels, Telemetry
@@ -81,7 +84,10 @@ async def serving(
         engines = await stack.enter_async_context(_session())
         control = await stack.enter_async_context(_session())
         registry = registry or LocalRegistry(settings.discovery)
-        services = _services(settings, clock, registry, engines=engines, control=control, new_id=new_id)
+        lines = _request_log(settings)
+        if lines is not None:
+            stack.callback(lines.close)
+        services = _services(settings, clock, registry, engines=engines, control=control, new_id=new_id, lines=lines)
         stack.push_async_callback(services.leases.close)
         watching = asyncio.create_task(services.watch.run())
         stack.push_async_callback(_cancel, watching)
@@ -140,6 +146,7 @@ def _services(
     engines: aiohttp.ClientSession,
     control: aiohttp.ClientSession,
     new_id: IdSource,
+    lines: RequestLog | None,
 ) -> Services:
     watch = ClusterWatch(
         registry,
@@ -156,7 +163,7 @@ def _services(
         watch=watch,
         leases=Leases(control, token=settings.service_token),
         gate=gate,
-        telemetry=Telemetry(lambda: _gauges(watch, gate, settings.model)),
+        telemetry=Telemetry(lambda: _gauges(watch, gate, settings.model), lines),
         clock=clock,
         policy=settings.policy,
         token=settings.service_token,
@@ -165,6 +172,10 @@ def _services(
         handover_min_tokens=settings.handover_min_tokens,
         expose_route=settings.expose_route,
     )
+
+
+def _request_log(settings: Settings) -> RequestLog | None:
+    return RequestLog() if settings.log_requests and LOGGER.isEnabledFor(logging.INFO) else None
 
 
 def _gauges(watch: ClusterWatch, gate: Gate, model: str) -> dict[str, dict[Labels, float]]:

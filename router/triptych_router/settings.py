@@ -48,6 +48,7 @@ class Settings:
     drain_s: float
     expose_route: bool
     log_level: str
+    log_requests: bool
     exit_with_stdin: bool
 
 
@@ -78,6 +79,7 @@ def read_settings(arguments: Sequence[str]) -> Settings:
         drain_s=flags.drain_s,
         expose_route=flags.expose_route,
         log_level=flags.log_level,
+        log_requests=flags.log_requests,
         exit_with_stdin=flags.exit_with_stdin,
     )
     faults += _bounds(settings) + _security(settings, has_token_file=flags.token_file is not None)
@@ -128,6 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--drain-s", type=float, default=30.0, help="SIGTERM: time for running requests")
     add("--expose-route", action="store_true", help="name the instances that served in x-triptych-served-by")
     add("--log-level", choices=LOG_LEVELS, default="info", help="least severity of log lines, on stderr")
+    add("--log-requests", action=argparse.BooleanOptionalAction, default=True, help="one log line a request")
     add("--exit-with-stdin", action="store_true", help="exit as soon as stdin reaches its end")
     return parser
 

@@ -1,9 +1,10 @@
 """Counters as plain integers, shown on scrape, and the one log line at the end of each request."""
 
 import hashlib
-import logging
 from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -12,7 +13,7 @@ from prometheus_client.registry import Collector
 from triptych_contract import metrics
 from triptych_contract.metrics import Kind
 from triptych_router.dispatch.outcome import Journey
-from triptych_router.log import log
+from triptych_router.request_log import RequestLine, RequestLog
 
 MAX_SERIES = 4096
 """Label sets of one family; model names come from instances and are few, this bounds them all the same."""
@@ -43,12 +44,18 @@ class _Histogram:
 
 
 class Telemetry(Collector):
-    """All of the router's metrics; `gauges` is asked on each scrape."""
+    """All of the router's metrics, and the line of each request.
 
-    def __init__(self, gauges: Gauges) -> None:
+    Args:
+        gauges: Asked on each scrape.
+        lines: Where the lines go; None for none.
+    """
+
+    def __init__(self, gauges: Gauges, lines: RequestLog | None = None) -> None:
         self._gauges = gauges
-        self._counters: dict[str, dict[Labels, int]] = {}
-        self._histograms: dict[str, dict[Labels, _Histogram]] = {}
+        self._lines = lines
+        self._counters: dict[str, dict[Labels, int]] = defaultdict(dict)
+        self._histograms: dict[str, dict[Labels, _Histogram]] = defaultdict(dict)
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
 
@@ -81,24 +88,24 @@ class Telemetry(Collector):
         ttft_s = None if journey.first_event_s is None else journey.first_event_s - journey.started_s
         if ttft_s is not None:
             self._observe("time_to_first_token_seconds", model, ttft_s)
-        log(
-            logging.INFO,
-            "request",
-            request_id=request_id,
-            tenant=tenant_hash(tenant),
-            model=journey.model,
-            route=journey.route(),
-            shape=journey.shape,
-            reason=journey.reason,
-            attempts={stage.value: tries for stage, tries in journey.attempts.items()},
-            prompt_tokens=prompt_tokens,
-            tokens=journey.tokens,
-            ttft_s=None if ttft_s is None else round(ttft_s, 6),
-            queued_s=round(journey.queued_s, 6),
-            seconds=round(now_s - journey.started_s, 6),
-            outcome=outcome,
-            code=journey.code,
-        )
+        if self._lines is not None:
+            line = RequestLine(
+                request_id=request_id,
+                tenant=tenant_hash(tenant),
+                model=journey.model,
+                route=journey.route(),
+                shape=journey.shape,
+                reason=journey.reason,
+                attempts={stage.value: tries for stage, tries in journey.attempts.items()},
+                prompt_tokens=prompt_tokens,
+                tokens=journey.tokens,
+                ttft_s=None if ttft_s is None else round(ttft_s, 6),
+                queued_s=round(journey.queued_s, 6),
+                seconds=round(now_s - journey.started_s, 6),
+                outcome=outcome,
+                code=journey.code,
+            )
+            self._lines.add(line)
 
     def collect(self) -> Iterator[Metric]:
         """All families of the contract's table."""
@@ -127,12 +134,12 @@ class Telemetry(Collector):
         return family
 
     def _count(self, name: str, labels: Labels) -> None:
-        family = self._counters.setdefault(name, {})
+        family = self._counters[name]
         if labels in family or len(family) < MAX_SERIES:
             family[labels] = family.get(labels, 0) + 1
 
     def _observe(self, name: str, labels: Labels, value: float) -> None:
-        family = self._histograms.setdefault(name, {})
+        family = self._histograms[name]
         if labels not in family:
             if len(family) >= MAX_SERIES:
                 return
@@ -140,6 +147,7 @@ class Telemetry(Collector):
         family[labels].observe(value)
 
 
+@lru_cache(maxsize=MAX_SERIES)
 def tenant_hash(tenant: str) -> str:
     """Tells tenants apart in a log without naming them."""
     return hashlib.sha256(tenant.encode()).hexdigest()[:12] if tenant else ""

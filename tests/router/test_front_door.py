@@ -177,12 +177,15 @@ def test_all_faults_of_the_settings_come_together(tmp_path: Path) -> None:
     assert read_settings(["--discovery", "local:x", "--insecure"]).service_token == ""
 
 
-async def test_one_line_ends_each_request_and_holds_no_text(bench, caplog: pytest.LogCaptureFixture) -> None:
+async def test_one_line_ends_each_request_and_holds_no_text(
+    bench, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO, "triptych.router")
     async with bench(FakeEngine("p", Role.PREFILL), FakeEngine("d", Role.DECODE)) as b:
         await b.post({**BODY, "stream": True}, headers={"x-request-id": "r1"})
         await b.post({**BODY, "stream": 5}, headers={"x-request-id": "r2"})
-    lines = {r.fields["request_id"]: r.fields for r in caplog.records if r.getMessage() == "request"}
+    written = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    lines = {line["request_id"]: line for line in written if line["event"] == "request"}
     assert set(lines) == {"r1", "r2"}
     assert lines["r1"]["route"] == "prefill=p, decode=d"
     assert (lines["r1"]["tokens"], lines["r1"]["outcome"]) == (4, "ok")

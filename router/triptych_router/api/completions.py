@@ -143,6 +143,8 @@ class Completions:
 
 async def _body(request: web.Request) -> bytes:
     check_media(request)
+    if request.content.is_eof():  # all of a small body comes with its head
+        return await request.read()
     try:
         async with asyncio.timeout(BODY_S):
             return await request.read()

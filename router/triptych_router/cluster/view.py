@@ -1,12 +1,15 @@
 """Frozen snapshots of what the router believes about instances; every decision reads one."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 import msgspec
 
 from triptych_contract.instance import FullState, InstanceRecord, InstanceState, Load, LoadSample, StateEvent
 from triptych_contract.roles import STAGES, Phase, Stage
+
+MAX_REMEMBERED = 256
+"""Answers that one view remembers; clients can name more models than there are."""
 
 
 class Health(StrEnum):
@@ -86,6 +89,21 @@ class ClusterView:
 
     instances: tuple[InstanceView, ...] = ()
     complete: bool = False
+    _usable: dict[tuple[Stage, str], tuple[InstanceView, ...]] = field(default_factory=dict, compare=False, repr=False)
+
+    def usable(self, stage: Stage, model: str = "") -> tuple[InstanceView, ...]:
+        """Usable instances whose role has the stage, of the wanted model if one is named; found once a view."""
+        key = (stage, model)
+        found = self._usable.get(key)
+        if found is None:
+            found = tuple(
+                instance
+                for instance in self.instances
+                if instance.usable and stage in instance.stages and model in ("", instance.state.model)
+            )
+            if len(self._usable) < MAX_REMEMBERED:
+                self._usable[key] = found
+        return found
 
     def find(self, instance_id: str) -> InstanceView | None:
         """The instance of this id."""

@@ -6,8 +6,8 @@ connections holds nobody. Leaving the attempt early closes its connection, by wh
 
 import asyncio
 import io
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import aiohttp
 
@@ -17,6 +17,7 @@ from triptych_contract.roles import Stage
 from triptych_router.cluster.lives import Life
 from triptych_router.dispatch.retry import Cause, LegFailed
 
+T = TypeVar("T")
 CONNECT_S = 2.0
 MAX_REFUSAL_BYTES = 65536
 LARGE_BODY_BYTES = 512 * 1024
@@ -25,28 +26,31 @@ MAX_ANSWER_BYTES = 256 * 1024 * 1024
 _TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S)
 
 
-@asynccontextmanager
 async def attempt(
-    session: aiohttp.ClientSession, life: Life, *, stage: Stage, url: str, body: bytes, headers: dict[str, str]
-) -> AsyncIterator[aiohttp.ClientResponse]:
-    """Send a leg and give its answer with status 200.
+    session: aiohttp.ClientSession,
+    life: Life,
+    use: Callable[[aiohttp.ClientResponse], Awaitable[T]],
+    *,
+    stage: Stage,
+    url: str,
+    body: bytes,
+    headers: dict[str, str],
+) -> T:
+    """Send a leg, and give its answer with status 200 to `use`, whose result is the attempt's.
 
     Raises:
-        LegFailed: Not reached, refused, lost, or answered for another attempt; also out of the block, if the
-            connection is lost or the instance dies while the answer is read.
+        LegFailed: Not reached, refused, lost, or answered for another attempt; also while the answer is used.
     """
     loop = asyncio.get_running_loop()
+    detach = _nothing
     try:
         async with asyncio.timeout(None) as scope:
             detach = life.attach(lambda: scope.reschedule(loop.time()))
-            try:
-                async with session.post(
-                    url, data=payload(body), headers=headers, timeout=_TIMEOUT, allow_redirects=False
-                ) as answer:
-                    await _check(answer, stage, headers)
-                    yield answer
-            finally:
-                detach()
+            async with session.post(
+                url, data=payload(body), headers=headers, timeout=_TIMEOUT, allow_redirects=False
+            ) as answer:
+                await _check(answer, stage, headers)
+                return await use(answer)
     except TimeoutError as error:
         if scope.expired():
             raise LegFailed(stage, Cause.GONE) from None
@@ -57,6 +61,12 @@ async def attempt(
         raise LegFailed(stage, Cause.CONNECT) from None
     except (aiohttp.ClientError, ConnectionError):
         raise LegFailed(stage, Cause.DIED) from None
+    finally:
+        detach()
+
+
+def _nothing() -> None:
+    """What an attempt takes away that was never attached."""
 
 
 def payload(body: bytes) -> bytes | io.BytesIO:

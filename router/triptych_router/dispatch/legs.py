@@ -6,7 +6,7 @@ was read, the lease is given back by that name.
 """
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -134,9 +134,12 @@ class Legs:
         self._journey.served_by[stage] = instance.id
         key = (instance.record.id, instance.record.incarnation)
         charge = self._services.book.charge(key, prefill_tokens=prefill_tokens, output_tokens=0)
+
+        def read(answer: aiohttp.ClientResponse) -> Awaitable[bytes]:
+            return read_whole(answer, stage, MAX_TICKET_BYTES)
+
         try:
-            async with self._attempt(stage, instance, body, ledger=False) as answer:
-                return await read_whole(answer, stage, MAX_TICKET_BYTES)
+            return await self._attempt(stage, instance, body, read, ledger=False)
         finally:
             charge.close()
 
@@ -149,12 +152,14 @@ class Legs:
         expected_tokens = parsed.output_tokens * parsed.choices * parsed.prompts
         charge = self._services.book.charge(key, prefill_tokens=prefill_tokens, output_tokens=expected_tokens)
         first = self._first_event(charge.prefilled)
+
+        def relay(answer: aiohttp.ClientResponse) -> Awaitable[TriptychError | None]:
+            if answer.content_type == "text/event-stream":
+                return relay_events(answer, self._reply, self._ledger, headers=headers, first=first)
+            return relay_whole(answer, self._reply, headers=headers, first=first)
+
         try:
-            async with self._attempt(Stage.DECODE, instance, body, ledger=parsed.stream) as answer:
-                if answer.content_type == "text/event-stream":
-                    return await relay_events(answer, self._reply, self._ledger, headers=headers, first=first)
-                await relay_whole(answer, self._reply, headers=headers, first=first)
-                return None
+            return await self._attempt(Stage.DECODE, instance, body, relay, ledger=parsed.stream)
         except LegFailed as failure:
             failure.delivered = self._reply.started
             raise
@@ -171,10 +176,15 @@ class Legs:
 
         return first
 
-    @contextlib.asynccontextmanager
     async def _attempt(
-        self, stage: Stage, instance: InstanceView, body: bytes, *, ledger: bool
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        self,
+        stage: Stage,
+        instance: InstanceView,
+        body: bytes,
+        use: Callable[[aiohttp.ClientResponse], Awaitable[T]],
+        *,
+        ledger: bool,
+    ) -> T:
         services, self.last = self._services, instance
         number = self._journey.attempts[stage] = self._journey.attempts.get(stage, 0) + 1
         headers = leg_headers(
@@ -184,9 +194,9 @@ class Legs:
         life = services.watch.life(instance.record)
         outcome = "cancelled"
         try:
-            async with attempt(services.session, life, stage=stage, url=url, body=body, headers=headers) as answer:
-                yield answer
+            result = await attempt(services.session, life, use, stage=stage, url=url, body=body, headers=headers)
             outcome = "ok"
+            return result
         except LegFailed as failure:
             outcome = failure.cause.value
             raise

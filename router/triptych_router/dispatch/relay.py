@@ -16,11 +16,12 @@ from triptych_router.dispatch.retry import Cause, LegFailed
 
 async def relay_whole(
     answer: aiohttp.ClientResponse, reply: Reply, *, headers: Mapping[str, str], first: Callable[[], None]
-) -> None:
-    """Forward an answer that is not streamed, byte for byte."""
+) -> TriptychError | None:
+    """Forward an answer that is not streamed, byte for byte; there is no error that could be inside it."""
     body = await read_whole(answer, Stage.DECODE)
     first()
     await reply.whole(200, body, {"content-type": answer.content_type, **headers})
+    return None
 
 
 async def relay_events(

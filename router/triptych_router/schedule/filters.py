@@ -11,15 +11,13 @@ Excluded = Set[InstanceKey]
 
 def candidates(view: ClusterView, stage: Stage, *, model: str = "") -> tuple[InstanceView, ...]:
     """Usable instances whose role has the stage, of the wanted model if one is named."""
-    return tuple(
-        instance
-        for instance in view.instances
-        if instance.usable and stage in instance.stages and model in ("", instance.state.model)
-    )
+    return view.usable(stage, model)
 
 
 def without(instances: Iterable[InstanceView], excluded: Excluded) -> tuple[InstanceView, ...]:
     """Those that have not refused."""
+    if not excluded:
+        return tuple(instances)
     return tuple(instance for instance in instances if instance.key not in excluded)
 
 

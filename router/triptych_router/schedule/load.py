@@ -5,12 +5,11 @@ whichever comes first. The sums are kept for each life of an instance and vanish
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class InFlight:
+class InFlight(NamedTuple):
     """What the router has sent to one life of an instance and not got back.
 
     Attributes:
@@ -39,7 +38,8 @@ class Charge:
 
     def prefilled(self) -> None:
         """The prompt is computed: the first token or the ticket is out."""
-        self._take(InFlight(prefill_tokens=self._left.prefill_tokens))
+        if self._left.prefill_tokens:
+            self._take(InFlight(prefill_tokens=self._left.prefill_tokens))
 
     def close(self) -> None:
         """The leg is over, however it ended."""
@@ -57,6 +57,7 @@ class LoadBook:
 
     def __init__(self) -> None:
         self._sums: dict[LifeKey, InFlight] = {}
+        self._view = MappingProxyType(self._sums)
 
     def charge(self, key: LifeKey, *, prefill_tokens: int, output_tokens: int) -> Charge:
         """Add a leg."""
@@ -77,13 +78,12 @@ class LoadBook:
 
     def view(self) -> Mapping[LifeKey, InFlight]:
         """The present sums, read-only; it shows later changes too."""
-        return MappingProxyType(self._sums)
+        return self._view
 
 
 def _minus(amount: InFlight, part: InFlight) -> InFlight:
-    return replace(
-        amount,
-        prefill_tokens=amount.prefill_tokens - part.prefill_tokens,
-        requests=amount.requests - part.requests,
-        output_tokens=amount.output_tokens - part.output_tokens,
+    return InFlight(
+        amount.prefill_tokens - part.prefill_tokens,
+        amount.requests - part.requests,
+        amount.output_tokens - part.output_tokens,
     )

@@ -45,8 +45,8 @@ def order(
         loads: What this router has in flight.
         turn: Rises by one with each decision on this stage.
     """
-    if not instances:
-        return []
+    if len(instances) < 2:
+        return list(instances)
     first = turn % len(instances)
     rotated = [*instances[first:], *instances[:first]]
     if policy is Policy.ROUND_ROBIN:
