@@ -4,7 +4,6 @@ import asyncio
 import json
 from typing import Any
 
-import aiohttp
 import pytest
 
 from fakes.fleet import Fleet
@@ -95,7 +94,7 @@ class TestTheAudit:
     async def test_finds_no_fault_and_counts_what_is_held(self, fleet: Fleet) -> None:
         await fleet.start_engine("e", "mixed", *PROFILE)
         await complete(fleet, "e", {"prompt": "hello " * 9, "kv_transfer_params": {"do_remote_decode": True}})
-        report = await audit(fleet, "e")
+        report = await fleet.audit("e")
         assert report["faults"] == []
         assert report["stats"]["leases"] == 1
         assert report["stats"]["blocks"]["in_transfer"] > 0
@@ -105,13 +104,6 @@ class TestTheAudit:
         await fleet.start_engine("e", "mixed")
         async with fleet.http.get(fleet.children["e"].url + "/instance/audit") as answer:
             assert answer.status == 401
-
-
-async def audit(fleet: Fleet, name: str) -> dict[str, Any]:
-    url = fleet.children[name].url + "/instance/audit"
-    async with fleet.http.get(url, headers=fleet.auth, timeout=aiohttp.ClientTimeout(total=10)) as answer:
-        assert answer.status == 200, await answer.text()
-        return await answer.json()  # type: ignore[no-any-return]
 
 
 def logged(fleet: Fleet, name: str) -> list[dict[str, Any]]:

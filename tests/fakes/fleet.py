@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 
@@ -196,14 +197,29 @@ class Fleet:
         return busy == 0 and blocks.held == 0 and blocks.in_transfer == 0
 
     async def settled(self, *names: str, deadline_s: float = SETTLE_DEADLINE_S) -> dict[str, InstanceState]:
-        """Wait until the named instances (all live engines if none) are quiet, and tell their states."""
+        """Wait until the named instances (all live engines if none) are quiet, and tell their states.
+
+        The core of each then finds no fault in its blocks, and its server waits for no answer of it.
+        """
         engines = names or tuple(
             name for name, child in self.children.items() if name != "router" and child.process.returncode is None
         )
         for name in engines:
             await self.until(lambda name=name: self.quiet(name), what=f"{name} is quiet", deadline_s=deadline_s)
+            report = await self.audit(name)
+            assert (report["faults"], report["server"]["open"], report["stats"]["leases"]) == ([], 0, 0), report
         states = {name: await self.state(name) for name in engines}
         return {name: state for name, state in states.items() if state is not None}
+
+    async def audit(self, name: str) -> dict[str, Any]:
+        """What `GET /instance/audit` of an instance answers."""
+        timeout = aiohttp.ClientTimeout(total=10)
+        async with self.http.get(
+            f"{self.children[name].url}/instance/audit", headers=self.auth, timeout=timeout
+        ) as answer:
+            assert answer.status == 200, await answer.text()
+            report: dict[str, Any] = await answer.json()
+            return report
 
     def tails(self) -> str:
         """The ends of all logs, for a failure's message."""

@@ -48,6 +48,8 @@ def main(arguments: list[str]) -> int:
         print("the core process is started by triptych-engine, with its configuration", file=sys.stderr)
         return EXIT_USAGE
     set_up_logging(config.log_level)
+    if config.parent_pid and os.getppid() != config.parent_pid:
+        return EXIT_OK  # the server ended before the kernel was asked to watch it
     channel = CoreChannel(socket.socket(fileno=config.socket_fd))
     try:
         return run(config, channel)
@@ -79,7 +81,7 @@ def run(config: CoreConfig, channel: CoreChannel) -> int:
     core = Core(executor, config, clock=clock, send=channel.send, board=board)
     channel.send(ready(executor.info))
     try:
-        CoreLoop(core, channel, clock=clock).run()
+        CoreLoop(core, channel, clock=clock, on_taken=board.take).run()
     except ConnectionError:
         raise
     except Exception as error:

@@ -12,7 +12,7 @@ from triptych_engine.kv.memory import create_shared
 
 BOARD_BYTES = mmap.PAGESIZE
 
-_STEP, _STARTED_NS, _PREDICTED_NS = range(3)
+_STEP, _STARTED_NS, _PREDICTED_NS, _TAKEN = range(4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +23,13 @@ class BoardSample:
         step: Number of steps finished.
         started_ns: Monotonic time at which the running step began; 0 while idle.
         predicted_ns: What the running step should take.
+        taken: Number of messages that the core has taken from its channel.
     """
 
     step: int
     started_ns: int
     predicted_ns: int
+    taken: int = 0
 
     def age_ms(self, *, now_ns: int) -> float:
         """Age of the running step, 0 while idle."""
@@ -72,6 +74,10 @@ class BoardWriter(_Board):
         self._words[_STARTED_NS] = 0
         self._words[_STEP] = step
 
+    def take(self, count: int) -> None:
+        """So many messages more have been taken from the channel."""
+        self._words[_TAKEN] += count
+
 
 class BoardReader(_Board):
     """The server's side."""
@@ -79,5 +85,8 @@ class BoardReader(_Board):
     def sample(self) -> BoardSample:
         """What the board says at this moment."""
         return BoardSample(
-            step=self._words[_STEP], started_ns=self._words[_STARTED_NS], predicted_ns=self._words[_PREDICTED_NS]
+            step=self._words[_STEP],
+            started_ns=self._words[_STARTED_NS],
+            predicted_ns=self._words[_PREDICTED_NS],
+            taken=self._words[_TAKEN],
         )

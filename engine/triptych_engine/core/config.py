@@ -49,6 +49,7 @@ class CoreConfig(msgspec.Struct, frozen=True, kw_only=True):
         sim: Settings of the simulated executor.
         log_level: Least severity of log lines, on stderr.
         enable_failpoints: Arm the failpoints of the environment, for tests.
+        parent_pid: Process id of the server; 0 = do not look.
         socket_fd, pool_fd, board_fd: Inherited descriptors: channel, KV pool (sized by the core), board.
     """
 
@@ -67,6 +68,7 @@ class CoreConfig(msgspec.Struct, frozen=True, kw_only=True):
     sim: SimConfig = SimConfig()
     log_level: str = "info"
     enable_failpoints: bool = False
+    parent_pid: int = 0
     socket_fd: int = -1
     pool_fd: int = -1
     board_fd: int = -1

@@ -6,6 +6,7 @@ that follows may be long) and when work ends, so that what the server tells of t
 """
 
 import logging
+from collections.abc import Callable
 from typing import Protocol
 
 from triptych_contract.clock import Clock
@@ -34,12 +35,27 @@ class Channel(Protocol):
 
 
 class CoreLoop:
-    """Drives a `Core` from a channel until the server says stop or is gone."""
+    """Drives a `Core` from a channel until the server says stop or is gone.
 
-    def __init__(self, core: Core, channel: Channel, *, clock: Clock) -> None:
+    Args:
+        core: Of this process.
+        channel: To the server.
+        clock: The machine's monotonic clock.
+        on_taken: Told how many messages were taken, so that the server sees that the core still listens.
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        channel: Channel,
+        *,
+        clock: Clock,
+        on_taken: Callable[[int], None] = lambda _count: None,
+    ) -> None:
         self._core = core
         self._channel = channel
         self._clock = clock
+        self._on_taken = on_taken
         self._stats_s = float("-inf")
         self._active_s = float("-inf")
         self._audited = True
@@ -54,7 +70,9 @@ class CoreLoop:
         busy = False
         self._tell_load(at_once=True)
         while True:
-            for message in self._channel.poll(0.0 if busy else self._patience_s()):
+            messages = self._channel.poll(0.0 if busy else self._patience_s())
+            self._on_taken(len(messages))
+            for message in messages:
                 if isinstance(message, Shutdown):
                     return
                 self._core.receive(message)

@@ -1,7 +1,6 @@
 """The parts of one engine's server, and what it says of itself. One owner: the event loop."""
 
 import asyncio
-import time
 from dataclasses import dataclass, field
 
 import msgspec
@@ -101,11 +100,11 @@ class Engine:
         )
 
     def sample(self) -> LoadSample:
-        """One heartbeat; the step's age comes from the board, so it is told even if the core hangs."""
+        """One heartbeat; the step's age needs no answer of the core, so it is told even if the core hangs."""
         stats, board = self.stats, self.core.board() if self.core is not None else None
         return LoadSample(
             step=board.step if board else stats.step,
-            step_age_ms=board.age_ms(now_ns=time.monotonic_ns()) if board else 0.0,
+            step_age_ms=self.core.stuck_ms() if self.core is not None else 0.0,
             step_predicted_ms=board.predicted_ms if board else 0.0,
             running=stats.running,
             waiting=stats.waiting,

@@ -6,7 +6,7 @@ from typing import Any
 from aiohttp import web
 
 from triptych_contract.codec import decode_json, encode_json
-from triptych_contract.errors import BadRequest, DeadlineExceeded, Internal
+from triptych_contract.errors import BadRequest, DeadlineExceeded, Internal, NotReady
 from triptych_contract.ids import is_id
 from triptych_contract.instance import DrainRequest, RoleRequest
 from triptych_contract.roles import Assignment, PhaseEvent
@@ -52,6 +52,8 @@ async def events(request: web.Request) -> web.StreamResponse:
 async def audit(request: web.Request) -> web.StreamResponse:
     """`GET /instance/audit`: the core checks that no block is lost or held twice; for operators and tests."""
     engine = request.app[ENGINE]
+    if engine.ready is None:
+        raise NotReady("This instance is still loading.", retry_after_ms=1000)
     try:
         async with asyncio.timeout(AUDIT_DEADLINE_S):
             with engine.table.open([Audit(engine.new_id())]) as call:

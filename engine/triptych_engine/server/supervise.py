@@ -5,6 +5,7 @@ import contextlib
 import os
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator
 
 import msgspec
@@ -60,6 +61,9 @@ class CoreProcess:
         self._board = board
         self._pool_fd = pool_fd
         self._memory: KVMemory | None = None
+        self._sent = 0
+        self._seen_taken = 0
+        self._waiting_since_ns = 0
 
     @classmethod
     async def start(cls, config: CoreConfig) -> "CoreProcess":
@@ -91,7 +95,10 @@ class CoreProcess:
 
     def send(self, message: Inbox) -> None:
         """Queue one message; raises `ConnectionError` once the core is gone."""
+        if self._board.sample().taken >= self._sent:
+            self._waiting_since_ns = time.monotonic_ns()
         self._channel.send(message)
+        self._sent += 1
 
     async def messages(self) -> AsyncIterator[Outbox]:
         """All that the core says, until it is gone."""
@@ -106,6 +113,20 @@ class CoreProcess:
     def board(self) -> BoardSample:
         """How the running step is going; needs no answer of the core."""
         return self._board.sample()
+
+    def stuck_ms(self) -> float:
+        """For how long the core has done nothing although there is work: the age of its step, or of unread messages.
+
+        A core that stopped between two steps shows no running step; but it no longer takes what it is sent.
+        """
+        now_ns, board = time.monotonic_ns(), self._board.sample()
+        if board.started_ns:
+            return board.age_ms(now_ns=now_ns)
+        if board.taken >= self._sent:
+            return 0.0
+        if board.taken != self._seen_taken:
+            self._seen_taken, self._waiting_since_ns = board.taken, now_ns
+        return max(0, now_ns - self._waiting_since_ns) / 1e6
 
     async def stop(self) -> None:
         """Ask the core to end, then insist; releases the pool, into which no view may be left."""
@@ -127,4 +148,6 @@ class CoreProcess:
 
 
 def _with_descriptors(config: CoreConfig, socket_fd: int, pool_fd: int, board_fd: int) -> CoreConfig:
-    return msgspec.structs.replace(config, socket_fd=socket_fd, pool_fd=pool_fd, board_fd=board_fd)
+    return msgspec.structs.replace(
+        config, socket_fd=socket_fd, pool_fd=pool_fd, board_fd=board_fd, parent_pid=os.getpid()
+    )

@@ -131,7 +131,7 @@ class Handover:
         if ends is None:
             return
         await ends.renewals.close()
-        await self._give_backs.close()
+        await self._give_backs.finish(GIVE_BACK_DEADLINE_S)
         await ends.server.stop()
         self._holdings.release_all()
         ends.dialler.close()

@@ -32,6 +32,12 @@ class Tasks:
         task.add_done_callback(self._ended)
         return task
 
+    async def finish(self, limit_s: float) -> None:
+        """Let all tasks end by themselves within so many seconds, then as `close`."""
+        if self._tasks:
+            await asyncio.wait(tuple(self._tasks), timeout=limit_s)
+        await self.close()
+
     async def close(self) -> None:
         """Cancel all tasks and wait for their end."""
         while self._tasks:
