@@ -23,7 +23,6 @@ def detach(options: Options, state: StateDirectory, *, console: Console) -> None
     try:
         with state.held():
             check_port(options.port)
-            (state.path / "service.json").unlink(missing_ok=True)
     except AlreadyRunning as held:
         raise Failure(str(held)) from None
     log = state.logs / "up.log"

@@ -19,20 +19,20 @@ POLL_S = 0.05
 def down(name: str | None, *, drain_s: float, console: Console) -> None:
     """End a service and wait for it; one that does not run is fine."""
     state = named(name)
-    entry = state.entry()
-    if not state.is_held() or entry is None:
-        console.print(f"{state.path.name} is not running")
+    name, pid = state.path.name, state.holder()
+    if pid is None:
+        console.print(f"{name} is not running")
         return
     with contextlib.suppress(ProcessLookupError):
-        os.kill(entry.pid, signal.SIGTERM)
-    with console.status(f"{entry.name}: draining"):
+        os.kill(pid, signal.SIGTERM)
+    with console.status(f"{name}: draining"):
         ended = wait_until_free(state, 2 * drain_s + MARGIN_S)
     if not ended:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(entry.pid, signal.SIGKILL)
+            os.kill(pid, signal.SIGKILL)
         if not wait_until_free(state, MARGIN_S):
-            raise Failure(f"{entry.name} (process {entry.pid}) does not end; look at it with: ps {entry.pid}")
-    console.print(f"{entry.name} has ended")
+            raise Failure(f"{name} (process {pid}) does not end; look at it with: ps {pid}")
+    console.print(f"{name} has ended")
 
 
 def wait_until_free(state: StateDirectory, timeout_s: float) -> bool:

@@ -18,9 +18,12 @@ def named(name: str | None) -> StateDirectory:
         Failure: Nothing of that name was ever started, or no name is given and not exactly one service runs.
     """
     if name:
-        state = next((s for s in services(default_root(os.environ)) if s.path.name == name), None)
+        known = services(default_root(os.environ))
+        state = next((state for state in known if state.path.name == name), None)
         if state is None:
-            raise Failure(f"no service named {name} was ever started; see: triptych status", code=NOT_RUNNING)
+            names = ", ".join(state.path.name for state in known) or "none"
+            message = f"no service named {name} was ever started here (there are: {names}); see: triptych up --help"
+            raise Failure(message, code=NOT_RUNNING)
         return state
     running = all_running()
     if not running:
@@ -35,11 +38,22 @@ def running(name: str | None) -> tuple[StateDirectory, ServiceEntry]:
     """A service that runs now, with what its operator last wrote.
 
     Raises:
-        Failure: It does not run.
+        Failure: It does not run, or it does not listen yet.
     """
     state = named(name)
     entry = state.entry()
-    if not state.is_held() or entry is None:
+    if not state.is_held():
         message = f"{state.path.name} is not running; start it with: triptych up -f FILE"
         raise Failure(message, code=NOT_RUNNING)
+    if entry is None or not entry.url:
+        raise Failure(f"{state.path.name} is starting and does not listen yet; see: triptych status")
     return state, entry
+
+
+def latest(name: str | None) -> StateDirectory:
+    """As `named`, but where nothing runs the service that was started last: its logs say why it ended."""
+    if name is None and not all_running():
+        known = services(default_root(os.environ))
+        if known:
+            return max(known, key=StateDirectory.started_at_s)
+    return named(name)

@@ -116,17 +116,19 @@ def report(entry: ServiceEntry, answers: Answers, *, held: bool) -> Report:
         router=router,
         instances=instances,
         ignored_fields=entry.status.ignored_fields,
-        waiting_for=_waiting_for(entry, instances, held=held),
+        waiting_for=_waiting_for(entry, instances, router, held=held),
     )
 
 
-def _waiting_for(entry: ServiceEntry, instances: tuple[InstanceView, ...], *, held: bool) -> str:
+def _waiting_for(entry: ServiceEntry, instances: tuple[InstanceView, ...], router: RouterView, *, held: bool) -> str:
     if not held:
-        return "triptych up: its operator has ended"
-    lost = next((item for item in instances if item.phase in ("dead", "unreachable")), None)
-    if lost is not None and not entry.status.waiting_for:
+        return "a new start: triptych up has ended"
+    if entry.status.waiting_for:
+        return entry.status.waiting_for
+    lost = next((item for item in instances if item.phase != "serving"), None)
+    if lost is not None:
         return f"{lost.id}, which is {lost.phase}"
-    return entry.status.waiting_for
+    return "" if router.ready else f"the router, which is {router.phase}"
 
 
 def _instance(name: str, child: ChildEntry | None, answers: Answers) -> InstanceView:

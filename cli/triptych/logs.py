@@ -5,7 +5,7 @@ from collections import deque
 from pathlib import Path
 
 from triptych.failure import NOT_RUNNING, Failure
-from triptych.find import named
+from triptych.find import latest
 from triptych_operator.state_dir import StateDirectory
 
 TAIL_LINES = 200
@@ -14,7 +14,7 @@ POLL_S = 0.2
 
 def logs(instance: str | None, *, service: str | None, follow: bool, lines: int = TAIL_LINES) -> None:
     """Print the last lines of one child's log, or of all, and go on with new ones if asked."""
-    state = named(service)
+    state = latest(service)
     files = _files(state, instance)
     width = max(len(path.stem) for path in files)
     places: dict[Path, int] = {}

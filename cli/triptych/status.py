@@ -21,9 +21,9 @@ def status(name: str | None, output: str) -> None:
         raise Failure("write -o text or -o json", code=2)
     state = named(name)
     entry = state.entry()
-    if entry is None:
-        raise Failure(f"{state.path.name} has not started yet; see: triptych up", code=NOT_RUNNING)
     held = state.is_held()
+    if entry is None:
+        raise _nothing_written(state.path.name, held=held)
     found = report(entry, asyncio.run(ask(state, entry.url)), held=held)
     if output == "json":
         print(json.dumps(as_json(found), indent=2))
@@ -33,12 +33,35 @@ def status(name: str | None, output: str) -> None:
         raise Failure(f"{entry.name} is not running; start it with: triptych up -f {entry.file}", code=NOT_RUNNING)
 
 
+def _nothing_written(name: str, *, held: bool) -> Failure:
+    """An `up` that still looks for its model, or one that ended before it found it."""
+    if held:
+        return Failure(f"{name} is starting: its model is being looked for or fetched; ask again in a moment")
+    return Failure(f"{name} is not running; start it with: triptych up -f FILE", code=NOT_RUNNING)
+
+
 def show(found: Report, console: Console) -> None:
     """Print a report for a person."""
     service = found.service
-    console.print(f"{service.name}  {service.phase}  {found.router.address}  {service.model} ({service.engine})")
+    address = found.router.address or "no address yet"
+    console.print(f"{service.name}  {service.phase}  {address}  {service.model} ({service.engine})")
     console.print(f"router  {found.router.phase}")
-    heads = ("instance", "role", "epoch", "phase", "address", "run", "wait", "blocks", "sent", "received")
+    if not found.instances:
+        console.print("no instances yet")
+    heads = (
+        "instance",
+        "role",
+        "epoch",
+        "phase",
+        "address",
+        "run",
+        "wait",
+        "held",
+        "cached",
+        "blocks",
+        "sent",
+        "received",
+    )
     table = Table(*heads, box=None, pad_edge=False)
     for instance in found.instances:
         table.add_row(*_row(instance))
@@ -51,9 +74,9 @@ def show(found: Report, console: Console) -> None:
 
 def _row(instance: InstanceView) -> list[str]:
     blocks, handover = instance.blocks, instance.handover
-    used = f"{blocks.held + blocks.in_transfer}+{blocks.cached} of {blocks.total}"
+    held = f"{blocks.held + blocks.in_transfer}"
     return [
         *(instance.id, instance.role, str(instance.epoch), instance.phase, instance.address),
-        *(str(instance.running), str(instance.waiting), used),
+        *(str(instance.running), str(instance.waiting), held, str(blocks.cached), str(blocks.total)),
         *(str(handover.blocks_sent), str(handover.blocks_received)),
     ]

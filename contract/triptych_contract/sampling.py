@@ -65,7 +65,12 @@ def check_range(name: str, value: float) -> None:
     """Raise `BadRequest` naming the parameter if the value is outside its range, or no number."""
     low, high = LIMITS[name]
     if not low <= value <= high:
-        raise BadRequest(f"{name} must be between {low:g} and {high:g}.", param=name)
+        raise BadRequest(f"{name} must be between {_plain(low)} and {_plain(high)}.", param=name)
+
+
+def _plain(bound: float) -> str:
+    """A bound as a person would write it: whole numbers in full."""
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 
 class SamplingParams(msgspec.Struct, frozen=True):

@@ -89,11 +89,14 @@ def _fetched(rest: str, revision: str, sources: Sources) -> Folder:
 
 def _checked(path: Path, source: str) -> Folder:
     """The folder if it looks like one of weights; the engine itself judges what is in it."""
-    if not path.is_dir():
-        raise SourceFailed(f"{source}: there is no folder {path}; write host://PATH of a Hugging Face folder")
     config = path / "config.json"
-    if not config.is_file():
-        raise SourceFailed(f"{source}: {path} has no config.json; write the path of a Hugging Face folder")
+    try:
+        if not path.is_dir():
+            raise SourceFailed(f"{source}: there is no folder {path}; write host://PATH of a Hugging Face folder")
+        if not config.is_file():
+            raise SourceFailed(f"{source}: {path} has no config.json; write the path of a Hugging Face folder")
+    except PermissionError:
+        raise SourceFailed(f"{source}: you may not read {path}; mend its permissions with chmod") from None
     return Folder(path, _max_context(config))
 
 

@@ -33,7 +33,7 @@ class ObservedChild:
         stopping: It was told to end.
         assigned: The last role that the instance took from this operator, kept over restarts.
         silent_since_s: First missed answer since its last answer; None while it answers.
-        last_words: Last line of its log when it last ended, to show why it did.
+        last_words: What it said last that may tell why it last ended; empty if it said nothing of the kind.
     """
 
     name: str

@@ -90,7 +90,7 @@ class StateDirectory:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Hold the name for the time of the block.
+        """Hold the name for the time of the block; what an earlier holder wrote of itself is gone from then on.
 
         Raises:
             AlreadyRunning: A living process holds it; the message says what to do.
@@ -102,6 +102,9 @@ class StateDirectory:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise AlreadyRunning(self._holder()) from None
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, str(os.getpid()).encode("ascii"))
+            (self.path / ENTRY).unlink(missing_ok=True)
             yield
         finally:
             os.close(descriptor)
@@ -119,6 +122,21 @@ class StateDirectory:
         finally:
             os.close(descriptor)
         return False
+
+    def started_at_s(self) -> float:
+        """When the name was last held, by the clock of the file system; 0 if it never was."""
+        try:
+            return (self.path / "lock").stat().st_mtime
+        except OSError:
+            return 0.0
+
+    def holder(self) -> int | None:
+        """The process that holds the name, None if nobody does."""
+        try:
+            pid = int((self.path / "lock").read_text("ascii"))
+        except (OSError, ValueError):
+            return None
+        return pid if self.is_held() else None
 
     def mint_token(self) -> str:
         """A new service token, in place of any older one."""
@@ -146,7 +164,7 @@ class StateDirectory:
 
     def _holder(self) -> str:
         entry = self.entry()
-        who = f" (process {entry.pid}, {entry.url or 'starting'})" if entry else ""
+        who = f" (process {self.holder()}, {(entry.url if entry else '') or 'starting'})"
         name = self.path.name
         return f"a service named {name} is already running{who}; stop it with: triptych down {name}"
 

@@ -3,6 +3,7 @@
 Conditions have a reason and a message that names the object; `waiting_for` is the one sentence for a person.
 """
 
+import signal
 from collections.abc import Iterable
 
 import msgspec
@@ -125,10 +126,10 @@ def _missing(child: DesiredChild, snapshot: Snapshot) -> str:
     observed, state = snapshot.child(child.name), snapshot.state(child.name)
     if observed is None:
         return f"{child.name} to be started"
-    if not observed.alive or (state is None and observed.crashes):
+    if not observed.alive:
         return _ended(observed)
     if state is None:
-        return f"{child.name} to answer"
+        return _silent(observed)
     if state.phase == Phase.LOADING:
         return f"{child.name}: loading weights {state.loading_percent} %"
     if state.phase == Phase.SERVING:
@@ -136,12 +137,32 @@ def _missing(child: DesiredChild, snapshot: Snapshot) -> str:
     return f"{child.name}: {state.message or state.phase}"
 
 
+def _silent(child: ObservedChild) -> str:
+    """A living child that does not answer: it is on its way up, once more, or it hangs."""
+    if child.silent_since_s is not None:
+        return f"{child.name}, which does not answer; it is replaced if that lasts"
+    return _ended(child) if child.crashes and not child.listened else f"{child.name} to answer"
+
+
 def _ended(child: ObservedChild) -> str:
     if child.starts == 0:
         return f"{child.name} to be started"
     times = "once" if child.crashes <= 1 else f"{child.crashes} times in a row"
     words = f": {child.last_words}" if child.last_words else ""
-    return f"{child.name}, which ended {times} (exit code {child.exit_code}){words}"
+    return f"{child.name}, which ended {times} ({_how(child.exit_code)}){words}"
+
+
+def _how(exit_code: int | None) -> str:
+    """How a process ended, in words: a negative code is a signal's number."""
+    if exit_code is None or exit_code >= 0:
+        return f"exit code {exit_code}"
+    try:
+        name = signal.Signals(-exit_code).name
+    except ValueError:
+        name = f"signal {-exit_code}"
+    return (
+        f"killed by {name}; the machine may be out of memory" if -exit_code == signal.SIGKILL else f"killed by {name}"
+    )
 
 
 def _conditions(snapshot: Snapshot, engines_ready: bool, waiting_for: str) -> tuple[Condition, ...]:

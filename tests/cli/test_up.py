@@ -15,10 +15,19 @@ from typing import Any
 import psutil
 import pytest
 
+from triptych_operator.state_dir import StateDirectory
+
 pytestmark = pytest.mark.process
 
 PROGRAM = [sys.executable, str(Path(__file__).parent.parent / "fakes" / "fake_triptych.py")]
 DEADLINE_S = 20.0
+HOLDS = """
+import pathlib, sys
+from triptych_operator.state_dir import StateDirectory
+with StateDirectory(pathlib.Path(sys.argv[1])).held():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
 SPLIT = "prefill: {replicas: 1}\n  decode: {replicas: 1}"
 
 
@@ -298,8 +307,36 @@ class TestRefusals:
     def test_detach_goes_without_a_question(self, terminal: Terminal, tmp_path: Path) -> None:
         assert terminal.run("up", "-f", str(write(tmp_path)), "--detach", "--once").returncode == 2
 
+    def test_an_unknown_name_is_answered_with_those_that_are_known(self, running: Terminal) -> None:
+        result = running.run("status", "dem")
+        assert result.returncode == 3
+        assert "no service named dem was ever started here (there are: demo)" in result.stderr
+
 
 class TestOtherCommands:
+    def test_logs_of_a_service_that_ended_are_shown_without_its_name(self, running: Terminal) -> None:
+        running.started[0].terminate()
+        running.started[0].wait(timeout=DEADLINE_S)
+        result = running.run("logs", "router")
+        assert (result.returncode, result.stderr) == (0, "")
+        assert "listening" in result.stdout
+
+    def test_a_service_that_still_looks_for_its_model_says_so_and_can_be_ended(self, terminal: Terminal) -> None:
+        directory = StateDirectory(terminal.state / "demo")
+        holder = subprocess.Popen(
+            [sys.executable, "-c", HOLDS, str(directory.path)], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True
+        )
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "held\n"
+            assert "demo is starting" in terminal.run("status").stderr
+            assert "demo is starting" in terminal.run("chat", "-m", "hello").stderr
+            assert terminal.run("down").stdout.strip().endswith("demo has ended")
+            assert holder.wait(timeout=DEADLINE_S) == -signal.SIGTERM
+        finally:
+            holder.kill()
+            holder.communicate()
+
     def test_down_ends_a_service_and_is_idempotent(self, running: Terminal) -> None:
         pids = running.pids()
         first = running.run("down")

@@ -82,7 +82,7 @@ def test_both_ends_of_a_range_are_inside_and_all_beyond_names_the_parameter(name
 
 def test_a_seed_one_past_64_bits_is_not_rounded_into_the_range():
     for seed in (2**63, -(2**63) - 1):
-        with pytest.raises(BadRequest):
+        with pytest.raises(BadRequest, match="between -9223372036854775808 and 9223372036854775807"):
             check_range("seed", seed)
 
 

@@ -1,6 +1,7 @@
 """Children as processes: argv, logs, drains, and programs that misbehave."""
 
 import asyncio
+import os
 import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from triptych_contract.clock import SystemClock
 from triptych_operator.local_start import choose_engine, context_of, prepare
 from triptych_operator.model_source import Folder, SourceFailed, Sources
 from triptych_operator.platforms.commands import Commands, Programs, threads_for
+from triptych_operator.platforms.last_words import LONGEST, LastWords
 from triptych_operator.platforms.local import LocalPlatform
 from triptych_operator.platforms.log_file import LogFile
 from triptych_operator.snapshot import Component, ObservedChild
@@ -204,6 +206,52 @@ class TestChildren:
         assert len(one.child.last_words) <= 400
 
 
+class TestLastWords:
+    @pytest.mark.parametrize(
+        ("lines", "kept"),
+        [
+            ([b"Traceback:\n", b"MemoryError\n"], "MemoryError"),
+            ([b"why\n", b'{"level": "info", "event": "request", "status": 200}\n', b"\n"], "why"),
+            ([b'{"level": "warning", "event": "state stream lost"}\n'], ""),
+            ([b'{"event": "listening", "http_port": 1}\n'], ""),
+            (
+                [b'{"time": "t", "level": "error", "event": "lost", "code": 3, "at": ["a"], "why": null}'],
+                "lost (code=3)",
+            ),
+            ([b'{"level": "error", "event": "lost"}'], "lost"),
+            ([b"{curly but no record", b""], "{curly but no record"),
+            ([b"[1]"], "[1]"),
+            ([b"\xff"], "\ufffd"),
+        ],
+    )
+    def test_they_are_what_may_tell_why_a_child_ended(self, lines: list[bytes], kept: str) -> None:
+        words = LastWords()
+        for line in lines:
+            words.hear(line)
+        assert words.text == kept
+
+    def test_they_are_short(self) -> None:
+        words = LastWords()
+        words.hear(b"x" * 1_000_000)
+        assert words.text == "x" * LONGEST
+
+    async def test_those_of_an_earlier_start_are_forgotten(self, stage: Callable[[str], Stage], tmp_path: Path) -> None:
+        one = stage(
+            "import os, sys\n"
+            f"mark = {str(tmp_path / 'started')!r}\n"
+            "first = not os.path.exists(mark)\n"
+            "open(mark, 'w').close()\n"
+            "print('broken', file=sys.stderr) if first else None\n"
+            "sys.exit(3 if first else 4)"
+        )
+        await one.platform.start("engine-0", Component.ENGINE)
+        await one.until(lambda: one.child.exit_code == 3)
+        assert one.child.last_words == "broken"
+        await one.platform.start("engine-0", Component.ENGINE)
+        await one.until(lambda: one.child.exit_code == 4)
+        assert one.child.last_words == ""
+
+
 class TestLogFile:
     def test_a_full_log_becomes_the_older_one(self, tmp_path: Path) -> None:
         log = LogFile(tmp_path / "a.log", cap_bytes=100)
@@ -226,10 +274,24 @@ class TestLogFile:
         log.write(b"second line")
         log.write(b"third line")
         log.close()
-        assert log.last_line == "third line"
+        assert not folder.exists()
 
 
 class TestStateDirectory:
+    def test_the_holder_is_known_from_the_first_moment(self, tmp_path: Path) -> None:
+        state = StateDirectory(tmp_path / "demo")
+        assert state.holder() is None
+        with state.held():
+            assert state.holder() == os.getpid()
+        assert state.holder() is None
+
+    def test_a_new_holder_is_not_taken_for_the_one_before(self, tmp_path: Path) -> None:
+        state = StateDirectory(tmp_path / "demo")
+        with state.held():
+            (state.path / "service.json").write_text("{}")
+        with state.held():
+            assert not (state.path / "service.json").exists()
+
     def test_a_name_is_held_once(self, tmp_path: Path) -> None:
         first, second = StateDirectory(tmp_path / "demo"), StateDirectory(tmp_path / "demo")
         with first.held():

@@ -48,6 +48,14 @@ class TestFolders:
         with pytest.raises(SourceFailed, match=r"has no config\.json"):
             resolve(Model(source="host://."), sources(tmp_path))
 
+    def test_a_folder_that_may_not_be_read_says_so(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(_: Path) -> bool:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(Path, "is_file", refuse)
+        with pytest.raises(SourceFailed, match=r"you may not read .*; mend its permissions with chmod"):
+            resolve(Model(source="host://."), sources(tmp_path))
+
     def test_a_broken_configuration_is_left_to_the_engine(self, tmp_path: Path) -> None:
         (tmp_path / "config.json").write_text("{")
         assert resolve(Model(source="host://."), sources(tmp_path)).max_context == 0

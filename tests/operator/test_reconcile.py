@@ -241,6 +241,21 @@ class TestBackOff:
         world.children["engine-0"] = replace(world.children["engine-0"], last_words="out of memory")
         assert world.decide().status.waiting_for == "engine-0, which ended once (exit code 3): out of memory"
 
+    def test_a_kill_is_told_by_its_name(self) -> None:
+        world = World()
+        world.settle()
+        world.end("engine-0", -9)
+        told = world.decide().status.waiting_for
+        assert told == "engine-0, which ended once (killed by SIGKILL; the machine may be out of memory)"
+
+    def test_a_hanging_instance_is_not_said_to_have_ended(self) -> None:
+        world = World()
+        world.settle()
+        world.end("engine-0", 3)
+        world.settle()
+        world.silent.add("engine-0")
+        assert world.decide().status.waiting_for == "engine-0, which does not answer; it is replaced if that lasts"
+
 
 SPECS = [
     "",

@@ -9,7 +9,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -18,6 +18,7 @@ from triptych_contract.clock import Clock
 from triptych_contract.roles import Assignment
 from triptych_operator.backoff import crashes_after
 from triptych_operator.platforms.commands import Commands
+from triptych_operator.platforms.last_words import LastWords
 from triptych_operator.platforms.log_file import LogFile
 from triptych_operator.snapshot import Component, ObservedChild
 
@@ -48,11 +49,17 @@ class _Child:
     stopping: bool = False
     assigned: Assignment | None = None
     silent_since_s: float | None = None
+    words: LastWords = field(default_factory=LastWords)
     last_words: str = ""
 
     @property
     def alive(self) -> bool:
         return self.task is not None and not self.task.done()
+
+    def say(self, line: bytes) -> None:
+        """Take one line of what it says."""
+        self.log.write(line)
+        self.words.hear(line)
 
     def observed(self) -> ObservedChild:
         return ObservedChild(
@@ -118,6 +125,7 @@ class LocalPlatform:
         child.starts += 1
         child.started_s = self._clock.now_s()
         child.stopping, child.silent_since_s, child.http_port = False, None, 0
+        child.words = LastWords()
         argv = (
             self._commands.router(self._port)
             if component == Component.ROUTER
@@ -134,7 +142,7 @@ class LocalPlatform:
                 start_new_session=True,  # a Ctrl-C of the terminal is for the operator, which ends its children itself
             )
         except OSError as error:
-            child.log.write(f"cannot be started: {error.strerror}".encode())
+            child.say(f"cannot be started: {error.strerror}".encode())
             self._ended(child, 127)
             return
         child.task = asyncio.create_task(self._watch(child, child.process), name=f"child {name}")
@@ -195,7 +203,7 @@ class LocalPlatform:
         assert process.stdout is not None  # noqa: S101 - both are pipes
         assert process.stderr is not None  # noqa: S101
         try:
-            copies = (self._listen(child, process.stdout), _copy(process.stderr, child.log))
+            copies = (self._listen(child, process.stdout), _copy(process.stderr, child))
             pumps = [asyncio.create_task(copy) for copy in copies]
             code = await process.wait()
             # A grandchild may hold the pipes open; what is left in them after the end is read with a deadline.
@@ -214,7 +222,7 @@ class LocalPlatform:
                 ready = msgspec.json.decode(line, type=_Listening)
                 if ready.event == "listening" and ready.http_port:
                     self._listening(child, ready.http_port)
-            child.log.write(line)
+            child.say(line)
 
     def _listening(self, child: _Child, port: int) -> None:
         child.http_port = port
@@ -226,7 +234,7 @@ class LocalPlatform:
         child.exit_code = code
         child.ended_s = self._clock.now_s()
         child.http_port = 0
-        child.last_words = child.log.last_line
+        child.last_words = child.words.text
         told = child.stopping and code in (0, -signal.SIGTERM)
         child.crashes = 0 if told else crashes_after(child.crashes, ran_s=child.ended_s - child.started_s)
         asyncio.get_running_loop().call_soon(self._wake)
@@ -242,9 +250,9 @@ async def _line(stream: asyncio.StreamReader) -> bytes:
         return await stream.readexactly(max(1, error.consumed))
 
 
-async def _copy(stream: asyncio.StreamReader, log: LogFile) -> None:
+async def _copy(stream: asyncio.StreamReader, child: _Child) -> None:
     while line := await _line(stream):
-        log.write(line)
+        child.say(line)
 
 
 def _signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None:

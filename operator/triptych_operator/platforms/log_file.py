@@ -20,7 +20,6 @@ class LogFile:
         self._cap_bytes = cap_bytes
         self._file = path.open("ab", buffering=0)
         self._size = path.stat().st_size
-        self.last_line = ""
 
     def write(self, line: bytes) -> None:
         """Append one line; its newline is added where it lacks. A full disk loses lines and stops nobody."""
@@ -30,9 +29,6 @@ class LogFile:
                 self._turn()
             self._file.write(data)
             self._size += len(data)
-        text = data.decode("utf-8", "replace").strip()
-        if text:
-            self.last_line = text[-400:]
 
     def close(self) -> None:
         """No more lines."""
