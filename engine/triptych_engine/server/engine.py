@@ -19,6 +19,8 @@ from triptych_engine.settings import Settings
 from triptych_engine.transfer.service import Handover
 
 BLOCK_TOKENS = 32
+SPARE_CALLS = 256
+"""Calls beyond those that the core takes: being read, tokenised, answered, or about to be refused by it."""
 NO_STATS = CoreStats(
     step=0,
     running=0,
@@ -73,7 +75,8 @@ class Engine:
     table: RequestTable = field(init=False)
 
     def __post_init__(self) -> None:
-        self.table = RequestTable(self.send)
+        settings = self.settings
+        self.table = RequestTable(self.send, max_calls=settings.max_sequences + settings.max_waiting + SPARE_CALLS)
 
     def send(self, message: Inbox) -> None:
         """Send to the core; raises `ConnectionError` if there is none."""

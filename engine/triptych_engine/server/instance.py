@@ -11,8 +11,8 @@ from triptych_contract.ids import is_id
 from triptych_contract.instance import DrainRequest, RoleRequest
 from triptych_contract.roles import Assignment, PhaseEvent
 from triptych_engine.messages import Audit, AuditResult
+from triptych_engine.server.incoming import read_body
 from triptych_engine.server.keys import ENGINE, HUB
-from triptych_engine.server.openai import read_body
 from triptych_engine.server.stream import write_in_time
 
 MAX_EPOCH = 2**53

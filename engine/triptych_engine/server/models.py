@@ -7,9 +7,9 @@ from aiohttp import web
 from triptych_contract.errors import BadRequest, ModelNotFound
 from triptych_engine.server.body import Members, read_members
 from triptych_engine.server.engine import Engine
+from triptych_engine.server.incoming import read_body
 from triptych_engine.server.instance import json_response
 from triptych_engine.server.keys import ENGINE
-from triptych_engine.server.openai import read_body
 from triptych_engine.server.parse import ChatRequest, parse_chat
 from triptych_engine.server.prompts import chat_prompt
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from triptych_contract.errors import Internal, RequestTimeout, TriptychError, from_code
+from triptych_contract.errors import Internal, Overloaded, RequestTimeout, TriptychError, from_code
 from triptych_engine.messages import (
     Audit,
     AuditResult,
@@ -43,6 +43,7 @@ class Tokens(NamedTuple):
     delta: Delta
 
 
+MAX_CALLS = 4096
 Event = Tokens | LeaseGranted | PullWanted | Encoded | AuditResult
 Question = Submit | Encode | Audit
 """What the core answers."""
@@ -167,10 +168,12 @@ class RequestTable:
 
     Args:
         send: Sends a message to the core; raises `ConnectionError` once it is gone.
+        max_calls: Most calls of the OpenAI API at a time, from their first byte on.
     """
 
-    def __init__(self, send: Callable[[Inbox], None]) -> None:
+    def __init__(self, send: Callable[[Inbox], None], *, max_calls: int = MAX_CALLS) -> None:
         self._core_send = send
+        self._max_calls = max_calls
         self._open: dict[str, OpenCall] = {}
         self._closed: TriptychError | None = None
         self._lost = False
@@ -202,7 +205,13 @@ class RequestTable:
 
     @contextmanager
     def counted(self) -> Iterator[None]:
-        """Count an HTTP request of the OpenAI API while it is open."""
+        """Count an HTTP request of the OpenAI API while it is open.
+
+        Raises:
+            Overloaded: There are too many; nothing of this one has been read.
+        """
+        if self.calls >= self._max_calls:
+            raise Overloaded("Too many requests are open here.", retry_after_ms=1000)
         self.calls += 1
         try:
             yield
