@@ -19,6 +19,7 @@ from triptych_contract.registry import LocalRegistry, Registry
 from triptych_router.admission.gate import Gate
 from triptych_router.admission.keys import ApiKeys
 from triptych_router.api.completions import Completions
+from triptych_router.api.connection import GuardedRunner
 from triptych_router.api.handlers import Front
 from triptych_router.cluster.watch import ClusterWatch
 from triptych_router.dispatch.lease import Leases
@@ -99,7 +100,7 @@ async def serving(
             new_seed=new_seed or (lambda: source.getrandbits(63)),
         )
         front = Front(services, completions, keys=keys, model=settings.model)
-        runner = web.AppRunner(
+        runner = GuardedRunner(
             front.app(),
             handler_cancellation=True,
             access_log=None,

@@ -84,8 +84,10 @@ async def post(
         return answer.status, await answer.read()
 
 
-async def send_raw(port: int, *parts: bytes, pause_s: float = 0.0, deadline_s: float = READ_DEADLINE_S) -> Reply:
-    """Send bytes as they are and read until the other side closes, or until one answer is whole."""
+async def send_raw(
+    port: int, *parts: bytes, pause_s: float = 0.0, until_end: bool = False, deadline_s: float = READ_DEADLINE_S
+) -> Reply:
+    """Send bytes as they are and read until the other side closes, or (unless told so) until one answer is whole."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 24)
     data, closed = b"", False
     try:
@@ -96,23 +98,23 @@ async def send_raw(port: int, *parts: bytes, pause_s: float = 0.0, deadline_s: f
                 await asyncio.sleep(pause_s)
         with contextlib.suppress(TimeoutError, ConnectionError):
             async with asyncio.timeout(deadline_s):
-                data, closed = await _read_answer(reader)
+                data, closed = await _read_answer(reader, until_end=until_end)
     finally:
         writer.close()
         with contextlib.suppress(ConnectionError):
             await writer.wait_closed()
     head, _, body = data.partition(b"\r\n\r\n")
-    status = int(head.split(b" ", 2)[1]) if head.startswith(b"HTTP/1.") else 0
+    status = int(head.split(b" ", 2)[1]) if head.startswith(b"HTTP/") else 0
     return Reply(status, head, body, closed)
 
 
-async def _read_answer(reader: asyncio.StreamReader) -> tuple[bytes, bool]:
+async def _read_answer(reader: asyncio.StreamReader, *, until_end: bool) -> tuple[bytes, bool]:
     """Bytes until the end; an answer that keeps the connection open is cut by its length."""
     data = b""
     while True:
         try:
             part = await reader.read(65536)
-        except ConnectionResetError:
+        except ConnectionError:
             return data, True
         if not part:
             return data, True
@@ -120,7 +122,7 @@ async def _read_answer(reader: asyncio.StreamReader) -> tuple[bytes, bool]:
         head, mark, body = data.partition(b"\r\n\r\n")
         found = re.search(rb"(?i)content-length: *([0-9]+)", head)
         whole = bool(mark) and found is not None and len(body) >= int(found[1])
-        if whole and b"connection: close" not in head.lower():
+        if whole and not until_end and head.startswith(b"HTTP/1.1") and b"connection: close" not in head.lower():
             return data, False
 
 

@@ -21,6 +21,7 @@ from triptych_contract.errors import (
 from triptych_engine.server import health, instance, models, openai
 from triptych_engine.server.access import Access, Guard
 from triptych_engine.server.caller import request_id_of
+from triptych_engine.server.connection import GuardedRunner, greet, name_server
 from triptych_engine.server.engine import Engine
 from triptych_engine.server.events import EventHub
 from triptych_engine.server.keys import ACCESS, ENGINE, GUARD, HUB, REQUEST_ID, TRUSTED
@@ -69,6 +70,7 @@ def build_app(engine: Engine, hub: EventHub, guard: Guard) -> web.Application:
     app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_identify, _shape_errors, _authenticate])
     app[ENGINE], app[HUB], app[GUARD] = engine, hub, guard
     app.on_response_prepare.append(add_request_id)
+    app.on_response_prepare.append(name_server)
     access: dict[tuple[str, str], Access] = {}
     for route in ROUTES:
         added = app.router.add_route(route.method, route.path, route.handler)
@@ -82,7 +84,7 @@ def build_app(engine: Engine, hub: EventHub, guard: Guard) -> web.Application:
 
 def build_runner(app: web.Application) -> web.AppRunner:
     """A runner that cancels the handlers of vanished clients and bounds what a client may send."""
-    return web.AppRunner(
+    return GuardedRunner(
         app,
         handler_cancellation=True,
         access_log=None,
@@ -128,6 +130,7 @@ async def add_request_id(request: web.Request, response: web.StreamResponse) -> 
 async def _shape_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Every error leaves in OpenAI's shape; what is no error of ours leaves as an internal one."""
     try:
+        greet(request)
         return await handler(request)
     except TriptychError as error:
         return _error_response(error)

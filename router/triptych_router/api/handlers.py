@@ -18,6 +18,7 @@ from triptych_contract.roles import Stage
 from triptych_router.admission.keys import ApiKeys
 from triptych_router.api.auth import tenant_of
 from triptych_router.api.completions import Completions
+from triptych_router.api.connection import greet, name_server
 from triptych_router.api.errors import error_response, of_http
 from triptych_router.api.media import check_media
 from triptych_router.api.parse import Kind
@@ -55,6 +56,7 @@ class Front:
     def app(self) -> web.Application:
         """The application with its routes."""
         app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[self._guard])
+        app.on_response_prepare.append(name_server)
         app.router.add_post("/v1/chat/completions", self._chat)
         app.router.add_post("/v1/completions", self._completion)
         app.router.add_get("/v1/models", self._models)
@@ -87,6 +89,7 @@ class Front:
     async def _guarded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Authenticate, and turn whatever is raised into the one error shape."""
         try:
+            greet(request)
             authorization = request.headers.get("authorization", "")
             request[_TENANT] = tenant_of(request.path, authorization, keys=self._keys, token=self._services.token)
             return await handler(request)
