@@ -21,6 +21,8 @@ _STRING = re.compile(rb'"[^"\\\x00-\x1f]*+(?:\\.[^"\\\x00-\x1f]*+)*+"', re.DOTAL
 """Possessive: nothing is remembered of the way, which for a text of a million escapes is a gigabyte."""
 _SCALAR = re.compile(rb'[^\s,\]}{["]+')
 _TO_BRACKET = re.compile(rb'[^"\[\]{}]*')
+_PLAIN = re.compile(rb'"([!#-\[\]-~ ]*+)"[ \t\r\n]*+:[ \t\r\n]*+("[^"\\\x00-\x1f]*+"|[-+.\w]++)[ \t\r\n]*+([,}])')
+"""A member as most are: plain name, plain string or scalar, and the mark after it, in one look."""
 _OPENING, _CLOSING = b"[{", b"]}"
 
 
@@ -46,22 +48,32 @@ def members(body: bytes) -> Iterator[Member]:
         _check_end(body, at + 1)
         return
     for _ in range(MAX_MEMBERS):
-        name, at = _name(body, at)
-        at = _past_space(body, at)
-        if body[at : at + 1] != b":":
-            raise _malformed("a member has no value")
-        start = _past_space(body, at + 1)
-        end = _skip_value(body, start)
-        yield Member(name, start, end)
-        at = _past_space(body, end)
-        mark = body[at : at + 1]
+        plain = _PLAIN.match(body, at)
+        if plain is not None:
+            yield Member(plain[1].decode("ascii"), plain.start(2), plain.end(2))
+            mark, at = plain[3], plain.end()
+        else:
+            member = _member(body, at)
+            yield member
+            at = _past_space(body, member.end)
+            mark, at = body[at : at + 1], at + 1
         if mark == b"}":
-            _check_end(body, at + 1)
+            _check_end(body, at)
             return
         if mark != b",":
             raise _malformed("a comma or the closing brace is missing")
-        at = _past_space(body, at + 1)
+        at = _past_space(body, at)
     raise _malformed(f"it has more than {MAX_MEMBERS} members")
+
+
+def _member(body: bytes, at: int) -> Member:
+    """The member that begins here, whatever it looks like."""
+    name, at = _name(body, at)
+    at = _past_space(body, at)
+    if body[at : at + 1] != b":":
+        raise _malformed("a member has no value")
+    start = _past_space(body, at + 1)
+    return Member(name, start, _skip_value(body, start))
 
 
 def splice(body: bytes, name: str, raw_json: bytes) -> bytes:
