@@ -89,7 +89,7 @@ async def send_raw(
 ) -> Reply:
     """Send bytes as they are and read until the other side closes, or (unless told so) until one answer is whole."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 24)
-    data, closed = b"", False
+    data, closed = bytearray(), False
     try:
         with contextlib.suppress(ConnectionError):
             for part in parts:
@@ -98,32 +98,35 @@ async def send_raw(
                 await asyncio.sleep(pause_s)
         with contextlib.suppress(TimeoutError, ConnectionError):
             async with asyncio.timeout(deadline_s):
-                data, closed = await _read_answer(reader, until_end=until_end)
+                closed = await _read_answer(reader, data, until_end=until_end)
     finally:
         writer.close()
         with contextlib.suppress(ConnectionError):
             await writer.wait_closed()
-    head, _, body = data.partition(b"\r\n\r\n")
+    head, _, body = bytes(data).partition(b"\r\n\r\n")
     status = int(head.split(b" ", 2)[1]) if head.startswith(b"HTTP/") else 0
     return Reply(status, head, body, closed)
 
 
-async def _read_answer(reader: asyncio.StreamReader, *, until_end: bool) -> tuple[bytes, bool]:
-    """Bytes until the end; an answer that keeps the connection open is cut by its length."""
-    data = b""
+async def _read_answer(reader: asyncio.StreamReader, data: bytearray, *, until_end: bool) -> bool:
+    """Collect bytes until the end, or until one answer that keeps the connection open is whole; True at the end."""
     while True:
         try:
             part = await reader.read(65536)
         except ConnectionError:
-            return data, True
+            return True
         if not part:
-            return data, True
+            return True
         data += part
-        head, mark, body = data.partition(b"\r\n\r\n")
-        found = re.search(rb"(?i)content-length: *([0-9]+)", head)
-        whole = bool(mark) and found is not None and len(body) >= int(found[1])
-        if whole and not until_end and head.startswith(b"HTTP/1.1") and b"connection: close" not in head.lower():
-            return data, False
+        if not until_end and _is_whole(data):
+            return False
+
+
+def _is_whole(data: bytearray) -> bool:
+    head, mark, body = data.partition(b"\r\n\r\n")
+    found = re.search(rb"(?i)content-length: *([0-9]+)", head)
+    stays = head.startswith(b"HTTP/1.1") and b"connection: close" not in head.lower()
+    return stays and bool(mark) and found is not None and len(body) >= int(found[1])
 
 
 def rss_bytes(child: Child) -> int:
