@@ -38,6 +38,7 @@ def doctor(file: Path | None, *, port: int, console: Console) -> None:
     checks: list[Callable[[], Finding]] = [
         _python,
         _torch,
+        _kernels,
         lambda: _port(port),
         _memory,
         _shared_memory,
@@ -67,6 +68,18 @@ def _torch() -> Finding:
     if importlib.util.find_spec("torch") is None:
         return Finding("torch", "note", "missing; pip install 'triptych[engine]', or use --engine sim")
     return Finding("torch", "ok", importlib.metadata.version("torch"))
+
+
+def _kernels() -> Finding:
+    """The optional CPU kernels of the PyTorch engine."""
+    from triptych_engine.kernels import HOW_TO_BUILD, find_built  # noqa: PLC0415 - as for the demo model below
+
+    if importlib.util.find_spec("torch") is None:
+        return Finding("CPU kernels", "note", "not needed without torch")
+    path = find_built(os.environ)
+    if path is None:
+        return Finding("CPU kernels", "note", f"not built, decoding of batches is slower; {HOW_TO_BUILD} (needs g++)")
+    return Finding("CPU kernels", "ok", str(path))
 
 
 def _port(port: int) -> Finding:

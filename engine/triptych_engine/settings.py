@@ -2,6 +2,7 @@
 
 import argparse
 import ipaddress
+import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,11 +12,13 @@ from triptych_contract.handover import LEASE_TTL_MS, MAX_TTL_MS
 from triptych_contract.ids import is_name, random_id
 from triptych_contract.profile import StepProfile
 from triptych_contract.roles import STAGES, Role, Stage
+from triptych_engine import kernels
 
 MIN_TOKEN_CHARACTERS = 16
 MAX_TOKEN_CHARACTERS = 4096
 DTYPES = ("auto", "float32", "bfloat16", "float64")
 DEVICES = ("auto", "cpu", "cuda")
+KERNELS = ("auto", "off")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -51,6 +54,7 @@ class Settings:
     dtype: str
     device: str
     threads: int
+    kernels: str
     max_context: int
     kv_blocks: int
     kv_memory_bytes: int
@@ -111,6 +115,7 @@ def read_settings(arguments: Sequence[str]) -> Settings:
         dtype=flags.dtype,
         device=flags.device,
         threads=flags.threads,
+        kernels=flags.kernels,
         max_context=flags.max_context,
         kv_blocks=flags.kv_blocks,
         kv_memory_bytes=flags.kv_memory_bytes,
@@ -135,6 +140,20 @@ def read_settings(arguments: Sequence[str]) -> Settings:
     return settings
 
 
+class _BuildKernels(argparse.Action):
+    """Like `--version`: does its work and ends the program."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:  # noqa: A002 - argparse names it
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        try:
+            print(kernels.build(os.environ))
+        except kernels.BuildFailed as error:
+            parser.exit(1, f"{parser.prog}: {error.message}\n")
+        parser.exit()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="triptych-engine",
@@ -152,6 +171,7 @@ def _add_serving(parser: argparse.ArgumentParser) -> None:
     model = parser.add_mutually_exclusive_group(required=True)
     model.add_argument("--model", type=Path, metavar="DIR", help="Hugging Face folder of the model")
     model.add_argument("--sim", action="store_true", help="simulated engine: no model, no torch")
+    model.add_argument("--build-kernels", action=_BuildKernels, help="compile the optional CPU kernels and exit")
     serving = parser.add_argument_group("serving")
     add = serving.add_argument
     add("--served-name", metavar="NAME", help="model name of the API (default: the folder's name, or sim)")
@@ -180,6 +200,7 @@ def _add_core(parser: argparse.ArgumentParser) -> None:
     add("--dtype", choices=DTYPES, default="auto", help="element type of weights and KV")
     add("--device", choices=DEVICES, default="auto", help="where the model runs")
     add("--threads", type=int, default=0, help="threads of the core; 0 = all processors")
+    add("--kernels", choices=KERNELS, default="auto", help="CPU kernels: used if they are built, or never")
     add("--max-context", type=int, default=0, help="longest prompt plus output in tokens; 0 = the model's own")
     add("--kv-blocks", type=int, default=0, help="blocks of the KV pool; 0 = as many as the memory holds")
     add("--kv-memory-bytes", type=int, default=0, help="memory of the KV pool; 0 = chosen by the engine")

@@ -46,6 +46,15 @@ def test_missing_torch_is_a_note_that_says_how_to_get_it(console: Console, monke
     assert "torch: missing; pip install 'triptych[engine]', or use --engine sim" in console.export_text()
 
 
+def test_kernels_that_are_not_built_are_a_note_that_says_how_to_build_them(
+    tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    doctor(None, port=0, console=console)
+    assert "not built, decoding of batches is slower; triptych-engine --build-kernels" in console.export_text()
+
+
 def test_a_state_folder_that_cannot_be_written_is_a_fault(
     tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,7 @@
 """One thread, and each oracle model made once for the session."""
 
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ torch = pytest.importorskip("torch", reason="needs the engine extra")
 pytest.importorskip("transformers", reason="transformers is the oracle")
 
 from fakes.oracle_models import make_oracle, save_oracle  # noqa: E402
+from triptych_engine import kernels  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -30,3 +33,13 @@ def oracle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[An
         return made[kind]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def kernel_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder with the CPU kernels, compiled once for the session."""
+    if shutil.which(os.environ.get("CXX") or "g++") is None:
+        pytest.skip("no C++ compiler")
+    cache = tmp_path_factory.mktemp("cache")
+    kernels.build({**os.environ, "XDG_CACHE_HOME": str(cache)})
+    return cache

@@ -232,6 +232,7 @@ class TestLoading:
             "kv_memory_bytes": 0,
             "max_context": 0,
             "progress": lambda percent, text: told.append(percent),
+            "kernels": "off",
         }
         return load_torch(**{**options, **changes})
 

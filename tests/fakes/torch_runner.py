@@ -18,7 +18,9 @@ from triptych_engine.ops.cpu import CpuOps
 BLOCK = 32
 
 
-def load(folder: Path, *, dtype: str = "float32", blocks: int = 64, max_context: int = 256) -> TorchExecutor:
+def load(
+    folder: Path, *, dtype: str = "float32", blocks: int = 64, max_context: int = 256, kernels: str = "off"
+) -> TorchExecutor:
     """An executor on one thread, bound to a pool of its own."""
     executor = load_torch(
         model_dir=folder,
@@ -29,6 +31,7 @@ def load(folder: Path, *, dtype: str = "float32", blocks: int = 64, max_context:
         kv_memory_bytes=0,
         max_context=max_context,
         progress=lambda percent, text: None,
+        kernels=kernels,
     )
     rebind(executor)
     return executor

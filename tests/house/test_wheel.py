@@ -51,6 +51,7 @@ def test_the_wheel_holds_five_packages_their_types_and_the_licence_and_no_tests(
 
 def test_what_the_programs_read_beside_their_code_is_in_the_wheel(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
+    assert "triptych_engine/ops/native/paged_attention.cpp" in names
     for root, package in [("contract", "triptych_contract"), ("operator", "triptych_operator"), ("cli", "triptych")]:
         folder = ROOT / root
         wanted = {

@@ -115,6 +115,7 @@ def load(config: CoreConfig, progress: LoadProgress) -> Executor:
             kv_memory_bytes=config.kv_memory_bytes,
             max_context=config.max_context,
             progress=progress,
+            kernels=config.kernels,
         )
     except ModelFolderError as error:
         raise StartFailure(str(error)) from error

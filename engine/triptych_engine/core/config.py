@@ -39,6 +39,7 @@ class CoreConfig(msgspec.Struct, frozen=True, kw_only=True):
         kind: Which executor: `sim` or `torch`.
         model_dir: Folder of the model (torch).
         dtype, device, threads: Of the torch executor; `auto` and 0 let it choose.
+        kernels: CPU kernels of the torch executor: `auto` uses them if they are built, `off` never does.
         kv_blocks: Blocks of the KV pool, the padding block among them; 0 = as many as `kv_memory_bytes` holds.
         kv_memory_bytes: Memory of the KV pool; 0 = the executor chooses.
         max_context: Longest prompt plus output in tokens; 0 = the model's own bound.
@@ -58,6 +59,7 @@ class CoreConfig(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str = "auto"
     device: str = "auto"
     threads: int = 0
+    kernels: str = "auto"
     kv_blocks: int = 0
     kv_memory_bytes: int = 0
     max_context: int = 0

@@ -39,6 +39,7 @@ from triptych_engine.ops.base import Ops
 from triptych_engine.ops.batch import build_batch
 from triptych_engine.ops.cpu import CpuOps
 from triptych_engine.ops.cuda import CudaOps
+from triptych_engine.ops.native.attention import load_attention
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -123,6 +124,7 @@ def load_torch(
     kv_memory_bytes: int,
     max_context: int,
     progress: LoadProgress,
+    kernels: str = "auto",
 ) -> TorchExecutor:
     """Load a folder.
 
@@ -135,6 +137,7 @@ def load_torch(
         kv_memory_bytes: Memory of the pool; 0 = `executor.sizing` chooses.
         max_context: Longest sequence; 0 = the model's, at most `executor.sizing.DEFAULT_CONTEXT`.
         progress: Told percent and a few words.
+        kernels: `auto` uses the CPU kernels if they are built, `off` never does.
 
     Raises:
         ModelFolderError: The folder or a setting cannot be served; the message is safe to show.
@@ -143,7 +146,7 @@ def load_torch(
     progress(0, "reading the configuration")
     config = read_config(model_dir)
     dtype_name = choose_dtype(dtype, config)
-    ops = _make_ops(device, _DTYPES[dtype_name])
+    ops = _make_ops(device, _DTYPES[dtype_name], kernels, config.head_dim)
     places = find_tensors(model_dir)
     context = choose_context(asked=max_context, of_model=config.max_context)
     decoder = load_decoder(config=config, places=places, ops=ops, max_context=context, progress=progress)
@@ -196,13 +199,15 @@ def run_plan(decoder: Decoder, plan: StepPlan, pool: torch.Tensor) -> list[Sampl
     ]
 
 
-def _make_ops(device: str, dtype: torch.dtype) -> Ops:
+def _make_ops(device: str, dtype: torch.dtype, kernels: str, head_dim: int) -> Ops:
     if device not in ("auto", "cpu", "cuda"):
         raise ModelFolderError(f"device must be auto, cpu or cuda; it is {device!r}.")
     has_cuda = torch.cuda.is_available() if device != "cpu" else False
     if device == "cuda" and not has_cuda:
         raise ModelFolderError("device cuda is asked for, but this machine has no usable CUDA device.")
-    return CudaOps(device=torch.device("cuda"), dtype=dtype) if has_cuda else CpuOps(dtype=dtype)
+    if has_cuda:
+        return CudaOps(device=torch.device("cuda"), dtype=dtype)
+    return CpuOps(dtype=dtype, native=load_attention(kernels, dtype=dtype, head_dim=head_dim))
 
 
 def _measure(decoder: Decoder, max_context: int) -> StepProfile:

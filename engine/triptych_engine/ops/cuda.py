@@ -24,9 +24,9 @@ class CudaOps(ReferenceOps):
 
     def plan_attention(self, batch: ForwardBatch) -> Any:
         """Groups of rows with their index tensors, on the device."""
-        return plan_paged(batch, block_tokens=self.block_tokens, device=self.device)
+        return plan_paged(batch, range(batch.num_rows), block_tokens=self.block_tokens, device=self.device)
 
     def attention(self, q: torch.Tensor, kv: torch.Tensor, plan: Any, shape: HeadShape) -> torch.Tensor:
         """As `ops.paged` says."""
         grouped: PagedPlan = plan
-        return paged_attention(q, kv, grouped, shape)
+        return paged_attention(q, kv, grouped, shape, q.new_empty(q.shape))

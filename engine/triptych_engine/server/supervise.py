@@ -6,7 +6,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 
 import msgspec
 
@@ -30,6 +30,7 @@ def core_config(settings: Settings) -> CoreConfig:
         dtype=settings.dtype,
         device=settings.device,
         threads=settings.threads,
+        kernels=settings.kernels,
         kv_blocks=settings.kv_blocks,
         kv_memory_bytes=settings.kv_memory_bytes,
         max_context=settings.max_context,
@@ -48,6 +49,11 @@ def core_config(settings: Settings) -> CoreConfig:
             token_bytes=settings.sim_token_bytes,
         ),
     )
+
+
+def core_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """The core's environment: the server's, and huge pages for torch's memory unless it says otherwise."""
+    return {"THP_MEM_ALLOC_ENABLE": "1", **environ}
 
 
 class CoreProcess:
@@ -81,6 +87,7 @@ class CoreProcess:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
                 pass_fds=passed,
+                env=core_environment(os.environ),
             )
             board = BoardReader(board_fd)
         finally:
