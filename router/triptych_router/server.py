@@ -45,7 +45,7 @@ class Router:
     """A serving router.
 
     Attributes:
-        front: Its endpoints; `ready` and `draining`.
+        front: Its endpoints, and `ready`.
         services: Its parts.
         port: Where it listens.
         runner: aiohttp's server.
@@ -60,7 +60,7 @@ class Router:
 
     async def drain(self, timeout_s: float) -> None:
         """Close the listener, finish what is in flight, refuse the rest."""
-        self.front.draining = True
+        self.services.gate.draining = True
         await self.site.stop()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
@@ -100,6 +100,7 @@ async def serving(
             services,
             model=settings.model,
             request_timeout_s=settings.request_timeout_s,
+            slow_client_s=settings.slow_client_s,
             new_seed=new_seed or (lambda: source.getrandbits(63)),
         )
         front = Front(services, completions, keys=keys, model=settings.model)

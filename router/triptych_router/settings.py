@@ -44,6 +44,7 @@ class Settings:
     max_requests_per_key: int
     queue_timeout_s: float
     request_timeout_s: float
+    slow_client_s: float
     retries: int
     drain_s: float
     expose_route: bool
@@ -75,6 +76,7 @@ def read_settings(arguments: Sequence[str]) -> Settings:
         max_requests_per_key=flags.max_requests_per_key,
         queue_timeout_s=flags.queue_timeout_s,
         request_timeout_s=flags.request_timeout_s,
+        slow_client_s=flags.slow_client_s,
         retries=flags.retries,
         drain_s=flags.drain_s,
         expose_route=flags.expose_route,
@@ -126,6 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-requests-per-key", type=int, default=0, help="requests of one API key at a time; 0 = no bound")
     add("--queue-timeout-s", type=float, default=30.0, help="longest wait while all instances are full")
     add("--request-timeout-s", type=float, default=600.0, help="longest time of one request")
+    add("--slow-client-s", type=float, default=30.0, help="longest time a client may take nothing of its answer")
     add("--retries", type=int, default=2, help="further tries of a stage on other instances, before the first byte")
     add("--drain-s", type=float, default=30.0, help="SIGTERM: time for running requests")
     add("--expose-route", action="store_true", help="name the instances that served in x-triptych-served-by")
@@ -162,6 +165,7 @@ _BOUNDS: tuple[tuple[str, float, float], ...] = (
     ("max_requests_per_key", 0, 2**20),
     ("queue_timeout_s", 0, 86400),
     ("request_timeout_s", 0.001, 86400),
+    ("slow_client_s", 0.001, 86400),
     ("retries", 0, 16),
     ("drain_s", 0, 86400),
 )

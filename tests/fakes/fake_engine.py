@@ -61,8 +61,10 @@ class FakeEngine:
     events: int = 4
     link_class: str = "tcp-1"
     model: str = "sim"
+    service: str = "default"
     profile: StepProfile = field(default_factory=StepProfile)
     event_gap_s: float = 0.0
+    padding: str = ""
     beat_s: float = 0.1
     act: Act | None = None
     script: deque[Act] = field(default_factory=deque)
@@ -114,13 +116,13 @@ class FakeEngine:
         await self._runner.cleanup()
 
     def record(self) -> InstanceRecord:
-        return InstanceRecord(self.id, self.incarnation, "default", "127.0.0.1", self.port, 1, model=self.model)
+        return InstanceRecord(self.id, self.incarnation, self.service, "127.0.0.1", self.port, 1, model=self.model)
 
     def state(self) -> InstanceState:
         return InstanceState(
             id=self.id,
             incarnation=self.incarnation,
-            service="default",
+            service=self.service,
             capable=tuple(Stage),
             role=self.role,
             epoch=self.epoch,
@@ -163,7 +165,9 @@ class FakeEngine:
         return web.Response(body=msgspec.json.encode(LeaseRenewal(lease, TTL_MS)))
 
     async def _tokenize(self, request: web.Request) -> web.Response:
-        return web.json_response({"tokens": [1, 2], "count": 2})
+        if self.act is not None and self.act.die_after == 0:
+            return _die(request)
+        return web.json_response({"tokens": [1, 2], "count": 2, "padding": self.padding})
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
         self.running += 1
@@ -213,13 +217,16 @@ class FakeEngine:
         ticket = Ticket(self.id, "r", "127.0.0.1", 1, 30, 0.0, lease, TTL_MS, self.link_class)
         return {**answer, "kv_transfer_params": {**msgspec.to_builtins(ticket), "unknown_member": [1]}}
 
+    def _padded(self) -> dict[str, str]:
+        return {"padding": self.padding} if self.padding else {}
+
     async def _decode(
         self, request: web.Request, body: dict[str, Any], act: Act, echo: dict[str, str]
     ) -> web.StreamResponse:
         chat = request.path.endswith("chat/completions")
         if not body.get("stream"):
             await asyncio.sleep(self.event_gap_s * self.events)
-            return web.json_response(_completion(_text(self.events), "stop", chat=chat), headers=echo)
+            return web.json_response(_completion(_text(self.events) + self.padding, "stop", chat=chat), headers=echo)
         response = web.StreamResponse(headers={**echo, "content-type": "text/event-stream"})
         await response.prepare(request)
         for index in range(self.events):
@@ -235,7 +242,7 @@ class FakeEngine:
                 if "x-triptych-ledger" in request.headers
                 else b""
             )
-            await response.write(line + b"data: " + json.dumps(chunk).encode() + b"\n\n")
+            await response.write(line + b"data: " + json.dumps(chunk | self._padded()).encode() + b"\n\n")
             await asyncio.sleep(self.event_gap_s)
         await response.write(b"data: [DONE]\n\n")
         return response

@@ -260,3 +260,14 @@ async def test_counters_return_to_zero_after_any_mix(bench) -> None:
             await asyncio.gather(*(one() for _ in range(12)))
         await until(b.quiet, what="all counters are back at zero")
         await until(lambda: not any(engine.running for engine in engines), what="no leg runs")
+
+
+async def test_a_long_answer_of_the_tokenizer_passes_whole_and_a_lost_one_is_a_502(bench) -> None:
+    engine = FakeEngine("m", Role.MIXED, padding="x" * 3_000_000)
+    async with bench(engine) as b:
+        async with b.http.post(f"{b.url}/tokenize", json={"prompt": "x"}) as answer:
+            assert len((await answer.json())["padding"]) == 3_000_000
+        engine.act = Act(die_after=0)
+        async with b.http.post(f"{b.url}/tokenize", json={"prompt": "x"}) as answer:
+            assert answer.status == 502
+            assert_error(await answer.json(), code="upstream_failed")

@@ -292,3 +292,56 @@ async def test_retries_stay_within_the_budget(bench) -> None:
             assert_error(json.loads(body))
     retries = sum(len(engine.legs) for engine in engines) - 60
     assert 0 < retries <= 10 + 0.2 * 60 + 30, "a floor a second, and a fifth of the requests"
+
+
+async def test_requests_wait_in_the_queue_while_all_instances_are_full(bench) -> None:
+    """More requests than the retry budget has retries: asking a full instance again takes none of it."""
+    engines = [FakeEngine(name, Role.MIXED, act=Act(refuse="overloaded")) for name in "ab"]
+    async with bench(*engines) as b:
+        requests = [asyncio.create_task(b.post(BODY)) for _ in range(40)]
+        await until(lambda: b.router.services.gate.waiting == 40, what="all of them wait")
+        await until(lambda: sum(len(engine.legs) for engine in engines) > 200, what="they have asked again")
+        for engine in engines:
+            engine.act = None
+        assert {status for status, _, _ in await asyncio.gather(*requests)} == {200}
+
+
+async def test_instances_that_stay_full_are_a_503_after_the_queues_time(bench) -> None:
+    async with bench(FakeEngine("m", Role.MIXED, act=Act(refuse="overloaded")), queue_timeout_s=0.3) as b:
+        status, body, headers = await b.post(BODY)
+    assert status == 503
+    assert_error(json.loads(body), code="overloaded")
+    assert headers["retry-after-ms"]
+
+
+async def test_a_lease_is_the_decode_instances_to_renew_once_it_has_the_ticket(bench) -> None:
+    prefill, decode = pair()
+    decode.events, decode.event_gap_s = 12, 0.05
+    async with bench(prefill, decode) as b:
+        assert (await b.post(STREAM))[0] == 200
+    assert not prefill.renewed
+
+
+async def test_models_and_services_share_a_directory_without_meeting(bench) -> None:
+    ours, other = FakeEngine("a", Role.MIXED), FakeEngine("b", Role.MIXED, model="other")
+    foreign = FakeEngine("c", Role.MIXED, service="another")
+    async with bench(ours, other, foreign) as b:
+        await until(lambda: len(b.router.services.watch.view().instances) == 2, what="both are in the view")
+        for _ in range(4):
+            assert (await b.post(BODY))[0] == 200
+        assert (await b.post({**BODY, "model": "other"}))[0] == 200
+        status, body, _ = await b.post({name: value for name, value in BODY.items() if name != "model"})
+        assert status == 400
+        assert_error(json.loads(body), code="invalid_value", param="model")
+        async with b.http.get(f"{b.url}/v1/models") as listed:
+            assert [card["id"] for card in (await listed.json())["data"]] == ["other", "sim"]
+    assert (len(ours.legs), len(other.legs), foreign.calls["events"]) == (4, 1, 0)
+
+
+async def test_a_router_for_one_model_takes_no_instance_of_another(bench) -> None:
+    ours, other = FakeEngine("a", Role.MIXED), FakeEngine("b", Role.MIXED, model="other")
+    async with bench(ours, other, model="sim") as b:
+        for _ in range(4):
+            assert (await b.post({**BODY, "model": None}))[0] == 200
+        assert (await b.post({**BODY, "model": "other"}))[0] == 404
+    assert (len(ours.legs), len(other.legs)) == (4, 0)

@@ -14,6 +14,8 @@ RETRY_MS = 1000
 class Gate:
     """Counters with a bound each; every count goes back when its block ends.
 
+    While it is `draining` connections are closed after their answer; once it is `closed` nobody is admitted.
+
     Args:
         max_queue: Requests that may wait for an instance.
         max_of_tenant: Requests of one API key at a time, 0 for no bound.
@@ -29,6 +31,7 @@ class Gate:
         self._idle.set()
         self.in_flight = 0
         self.waiting = 0
+        self.draining = False
         self.closed = False
 
     @contextlib.contextmanager

@@ -8,6 +8,7 @@ from aiohttp import web
 
 from triptych_contract import headers as names
 from triptych_contract.errors import (
+    BadRequest,
     DeadlineExceeded,
     ModelNotFound,
     RequestTimeout,
@@ -37,6 +38,7 @@ class Completions:
         services: Shared parts.
         model: The only model served; empty for all.
         request_timeout_s: Longest time of one request.
+        slow_client_s: Longest time that a client may take nothing of its answer.
         new_seed: Mints seeds.
     """
 
@@ -46,11 +48,13 @@ class Completions:
         *,
         model: str,
         request_timeout_s: float,
+        slow_client_s: float,
         new_seed: Callable[[], int],
     ) -> None:
         self._services = services
         self._model = model
         self._request_timeout_s = request_timeout_s
+        self._slow_client_s = slow_client_s
         self._new_seed = new_seed
 
     async def serve(self, request: web.Request, kind: Kind, tenant: str) -> web.StreamResponse:
@@ -58,7 +62,12 @@ class Completions:
         services = self._services
         journey = Journey(started_s=services.clock.now_s())
         request_id = self._request_id(request)
-        reply = HttpReply(request, {names.REQUEST_ID: request_id})
+        reply = HttpReply(
+            request,
+            {names.REQUEST_ID: request_id},
+            slow_client_s=self._slow_client_s,
+            closing=lambda: services.gate.draining,
+        )
         prompt_tokens = 0
         try:
             parsed = self._parse(kind, await _body(request))
@@ -75,6 +84,7 @@ class Completions:
             journey.outcome = Outcome.CANCELLED
             raise
         finally:
+            reply.close()
             services.telemetry.ended(
                 journey,
                 now_s=services.clock.now_s(),
@@ -98,8 +108,7 @@ class Completions:
         except LegFailed as failure:
             if failure.raw and not failure.error.elsewhere and failure.status < 500 and not reply.started:
                 journey.outcome, journey.code = Outcome.REFUSED, failure.error.code
-                await reply.whole(failure.status, failure.raw, {"content-type": "application/json"})
-                return reply.response or _empty()
+                return await _refuse(failure, journey, reply)
             error, journey.outcome = shown(failure.error), Outcome.FAILED
         except TriptychError as refusal:
             error, journey.outcome = shown(refusal), Outcome.FAILED
@@ -117,13 +126,20 @@ class Completions:
         return parsed
 
     def _known(self, model: str) -> str:
-        """The served name; raises `ModelNotFound` for one that nobody serves."""
+        """The served name.
+
+        Raises:
+            ModelNotFound: Nobody serves it.
+            BadRequest: None is named, and there are several.
+        """
         served = (self._model,) if self._model else self._services.watch.view().models()
         if model and served and model not in served:
             raise ModelNotFound("This model is not served here; GET /v1/models lists those that are.", param="model")
         if model:
             return model if model in served else ""
-        return served[0] if len(served) == 1 else ""
+        if len(served) > 1:
+            raise BadRequest("Several models are served here; name one of GET /v1/models.", param="model")
+        return served[0] if served else ""
 
     def _context(self, request_id: str, tenant: str, parsed: Parsed, started_s: float) -> Context:
         return Context(
@@ -150,6 +166,15 @@ async def _body(request: web.Request) -> bytes:
             return await request.read()
     except TimeoutError:
         raise RequestTimeout("The request did not arrive in time.") from None
+
+
+async def _refuse(failure: LegFailed, journey: Journey, reply: HttpReply) -> web.StreamResponse:
+    """An instance's refusal of the request itself, untouched."""
+    try:
+        await reply.whole(failure.status, failure.raw, {"content-type": "application/json"})
+    except ClientGone:
+        return _left(journey, reply)
+    return reply.response or _empty()
 
 
 async def _fail(

@@ -23,7 +23,8 @@ from triptych_router.api.errors import error_response, of_http
 from triptych_router.api.media import check_media
 from triptych_router.api.parse import Kind
 from triptych_router.cluster.view import base_url
-from triptych_router.dispatch.attempt import MAX_ANSWER_BYTES, payload
+from triptych_router.dispatch.attempt import payload, read_whole
+from triptych_router.dispatch.retry import LegFailed
 from triptych_router.dispatch.services import Services
 from triptych_router.log import log_exception
 from triptych_router.schedule.filters import candidates
@@ -51,7 +52,6 @@ class Front:
         self._keys = keys
         self._model = model
         self._started = int(time.time())
-        self.draining = False
 
     def app(self) -> web.Application:
         """The application with its routes."""
@@ -73,14 +73,14 @@ class Front:
     def ready(self) -> bool:
         """True with a view of the whole service and a way to serve a request."""
         view = self._services.watch.view()
-        return not self.draining and view.complete and bool(candidates(view, Stage.DECODE))
+        return not self._services.gate.draining and view.complete and bool(candidates(view, Stage.DECODE))
 
     @property
     def _guard(self) -> Middleware:
         @web.middleware
         async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
             response = await self._guarded(request, handler)
-            if self.draining and not response.prepared:
+            if self._services.gate.draining and not response.prepared:
                 response.force_close()
             return response
 
@@ -149,9 +149,9 @@ class Front:
                 timeout=aiohttp.ClientTimeout(total=PROXY_S),
                 allow_redirects=False,
             ) as answer:
-                raw = await answer.content.read(MAX_ANSWER_BYTES)
+                raw = await read_whole(answer, Stage.DECODE)
                 return web.Response(status=answer.status, body=raw, content_type="application/json")
-        except (aiohttp.ClientError, OSError, TimeoutError):
+        except (aiohttp.ClientError, OSError, TimeoutError, LegFailed):
             raise UpstreamFailed("The instance that was asked did not answer; try again.") from None
 
     async def _live(self, _: web.Request) -> web.StreamResponse:

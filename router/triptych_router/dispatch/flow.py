@@ -5,8 +5,8 @@
       ▲                                   a leg failed before the first byte │
       └──────────── route again without the instance that failed ◄──────────┘
 
-What follows a failure is decided in `retry`, where to go in `schedule`; this file only carries it out. While a
-ticket is held its lease is renewed; every end but a delivered answer releases it.
+What follows a failure is decided in `retry`, where to go in `schedule`; this file only carries it out. While no
+instance has the ticket its lease is renewed; every end but a delivered answer releases it.
 """
 
 import asyncio
@@ -70,7 +70,7 @@ class Flow:
             self._drop_images()
 
     async def _follow(self, route: Route) -> TriptychError | None:
-        encode, prefill, decode = (route.leg(stage) for stage in Stage)
+        encode, prefill, decode = route.leg(Stage.ENCODE), route.leg(Stage.PREFILL), route.leg(Stage.DECODE)
         if encode is not None and encode.instance is not None and self._images is None:
             self._images = await self._legs.encode(encode.instance)
         if prefill is not None and prefill.instance is not None:
@@ -85,18 +85,17 @@ class Flow:
         """Try decode instances until one answers; all of them get the same ticket."""
         delivered = False
         try:
-            async with self._services.leases.kept(ticket.record, ticket.lease, ticket.ttl_ms):
-                while True:
-                    instance = await self._bind(ticket)
-                    try:
-                        ended = await self._legs.decode(instance, ticket)
-                        delivered = True
-                        return ended
-                    except LegFailed as failure:
-                        delivered = failure.delivered
-                        if self._step(failure) is Step.BACK:
-                            raise
-                        self._after(failure)
+            while True:
+                instance = await self._bind(ticket)
+                try:
+                    ended = await self._legs.decode(instance, ticket)
+                    delivered = True
+                    return ended
+                except LegFailed as failure:
+                    delivered = failure.delivered
+                    if self._step(failure) is Step.BACK:
+                        raise
+                    self._after(failure)
         finally:
             if not delivered:
                 self._services.leases.release(ticket.record, ticket.lease)
@@ -151,7 +150,7 @@ class Flow:
             self._failed.clear()
 
     async def _bind(self, ticket: Held) -> InstanceView:
-        """The decode instance for a ticket; waits for one until the request's deadline.
+        """The decode instance for a ticket; waits for one until the request's deadline, and keeps the lease alive.
 
         Raises:
             NoInstance: None came before the deadline.
@@ -159,28 +158,40 @@ class Flow:
         """
         services, began_s = self._services, self._services.clock.now_s()
         turn = services.turn()
-        while True:
-            instance = bind_decode(
-                services.watch.view(),
-                self._context.parsed,
-                services.book.view(),
-                services.policy,
-                link_class=ticket.link_class,
-                turn=turn,
-                excluded=self._failed | self._full,
-            )
-            now_s = services.clock.now_s()
-            if instance is not None:
-                self._journey.queued_s += now_s - began_s
-                return instance
-            left_s = self._context.deadline_s - now_s - LAST_MOMENT_S
-            if left_s <= 0:
-                raise no_instance(Stage.DECODE)
-            with services.gate.queued():
-                await services.watch.changed(min(POLL_S, left_s))
-            if now_s - began_s >= SECOND_LOOK_S:
-                self._failed.clear()
-                self._full.clear()
+        instance = self._decoder(ticket, turn)
+        if instance is None:
+            again = Stage.DECODE in self._journey.attempts
+            with services.leases.kept(ticket.record, ticket.lease, ticket.ttl_ms, at_once=again):
+                while instance is None:
+                    await self._look_again(began_s)
+                    instance = self._decoder(ticket, turn)
+        self._journey.queued_s += services.clock.now_s() - began_s
+        return instance
+
+    def _decoder(self, ticket: Held, turn: int) -> InstanceView | None:
+        services = self._services
+        return bind_decode(
+            services.watch.view(),
+            self._context.parsed,
+            services.book.view(),
+            services.policy,
+            link_class=ticket.link_class,
+            turn=turn,
+            excluded=self._failed | self._full,
+        )
+
+    async def _look_again(self, began_s: float) -> None:
+        """Wait in the bounded queue for a change; raises `NoInstance` at the deadline, `Overloaded` if it is full."""
+        services = self._services
+        now_s = services.clock.now_s()
+        left_s = self._context.deadline_s - now_s - LAST_MOMENT_S
+        if left_s <= 0:
+            raise no_instance(Stage.DECODE)
+        with services.gate.queued():
+            await services.watch.changed(min(POLL_S, left_s))
+        if now_s - began_s >= SECOND_LOOK_S:
+            self._failed.clear()
+            self._full.clear()
 
     # --- after a failure ---------------------------------------------------------------------------
 
@@ -191,7 +202,8 @@ class Flow:
     def _after(self, failure: LegFailed) -> None:
         """Note what failed, so that the next decision avoids it; raises the failure if there is no next one."""
         step = self._step(failure)
-        if step is Step.GIVE_UP or not self._services.spend_retry():
+        # A full instance is asked again from the queue, which has a bound, a time and a pace of its own.
+        if step is Step.GIVE_UP or (step is not Step.QUEUE and not self._services.spend_retry()):
             raise failure
         self._services.telemetry.retried(failure.stage.value, failure.cause.value)
         self._last_failure = failure

@@ -1,9 +1,13 @@
-"""Leases as the router holds them: kept alive while no decode instance has the ticket, released on every other end."""
+"""Leases as the router holds them: kept alive while no decode instance has the ticket, released on every other end.
+
+A decode instance that has the ticket renews the lease itself, so the router does so only while it looks for one.
+"""
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import Coroutine, Iterator
+from typing import Any
 
 import aiohttp
 
@@ -14,45 +18,55 @@ from triptych_router.log import log
 RENEWALS_A_TTL = 6
 CALL_S = 2.0
 RELEASE_TRIES = 2
-MAX_RELEASES = 4096
-"""Releases under way; over it the engines' TTL does the rest."""
+MAX_CALLS = 4096
+"""Calls under way; over it the engines' TTL does the rest."""
 
 
 class Leases:
-    """Calls `/instance/leases/{id}`; `close` waits for the releases that are under way."""
+    """Calls `/instance/leases/{id}`; `close` waits for those that are under way."""
 
     def __init__(self, session: aiohttp.ClientSession, *, token: str) -> None:
         self._session = session
         self._headers = {"authorization": f"Bearer {token}"} if token else {}
-        self._releases: set[asyncio.Task[None]] = set()
+        self._calls: set[asyncio.Task[None]] = set()
 
-    @contextlib.asynccontextmanager
-    async def kept(self, record: InstanceRecord, lease: str, ttl_ms: int) -> AsyncIterator[None]:
-        """Renew the lease every sixth of its life for as long as the block runs."""
-        renewing = asyncio.create_task(self._renew(record, lease, ttl_ms))
+    @contextlib.contextmanager
+    def kept(self, record: InstanceRecord, lease: str, ttl_ms: int, *, at_once: bool) -> Iterator[None]:
+        """Renew the lease every sixth of its life for as long as the block runs; `at_once` also at its beginning."""
+        loop, interval_s = asyncio.get_running_loop(), ttl_ms / 1000 / RENEWALS_A_TTL
+        timer: asyncio.TimerHandle | None = None
+
+        def renew() -> None:
+            nonlocal timer
+            self._start(self._renew(record, lease))
+            timer = loop.call_later(interval_s, renew)
+
+        timer = loop.call_later(0.0 if at_once else interval_s, renew)
         try:
             yield
         finally:
-            renewing.cancel()
-            await asyncio.gather(renewing, return_exceptions=True)
+            if timer is not None:
+                timer.cancel()
 
     def release(self, record: InstanceRecord, lease: str) -> None:
         """Release without waiting; it is idempotent at the engine, and bounded in time."""
-        if len(self._releases) >= MAX_RELEASES:
-            return
-        task = asyncio.create_task(self._release(record, lease))
-        self._releases.add(task)
-        task.add_done_callback(self._releases.discard)
+        self._start(self._release(record, lease))
 
     async def close(self) -> None:
-        """Wait for all releases; each has its deadline."""
-        await asyncio.gather(*self._releases, return_exceptions=True)
+        """Wait for all calls; each has its deadline."""
+        await asyncio.gather(*self._calls, return_exceptions=True)
 
-    async def _renew(self, record: InstanceRecord, lease: str, ttl_ms: int) -> None:
-        while True:
-            await asyncio.sleep(ttl_ms / 1000 / RENEWALS_A_TTL)
-            with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
-                await self._call("POST", record, lease)
+    def _start(self, call: Coroutine[Any, Any, None]) -> None:
+        if len(self._calls) >= MAX_CALLS:
+            call.close()
+            return
+        task = asyncio.create_task(call)
+        self._calls.add(task)
+        task.add_done_callback(self._calls.discard)
+
+    async def _renew(self, record: InstanceRecord, lease: str) -> None:
+        with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
+            await self._call("POST", record, lease)
 
     async def _release(self, record: InstanceRecord, lease: str) -> None:
         for _ in range(RELEASE_TRIES):

@@ -26,7 +26,7 @@ from triptych_router.dispatch.attempt import attempt, read_whole
 from triptych_router.dispatch.context import Context, leg_headers
 from triptych_router.dispatch.ledger import Ledger
 from triptych_router.dispatch.outcome import Journey
-from triptych_router.dispatch.relay import relay_events, relay_whole
+from triptych_router.dispatch.relay import Whole, read_answer, relay_events
 from triptych_router.dispatch.reply import Reply
 from triptych_router.dispatch.retry import Cause, LegFailed
 from triptych_router.dispatch.services import Services
@@ -153,18 +153,23 @@ class Legs:
         charge = self._services.book.charge(key, prefill_tokens=prefill_tokens, output_tokens=expected_tokens)
         first = self._first_event(charge.prefilled)
 
-        def relay(answer: aiohttp.ClientResponse) -> Awaitable[TriptychError | None]:
+        def relay(answer: aiohttp.ClientResponse) -> Awaitable[Whole | TriptychError | None]:
             if answer.content_type == "text/event-stream":
                 return relay_events(answer, self._reply, self._ledger, headers=headers, first=first)
-            return relay_whole(answer, self._reply, headers=headers, first=first)
+            return read_answer(answer)
 
         try:
-            return await self._attempt(Stage.DECODE, instance, body, relay, ledger=parsed.stream)
+            ended = await self._attempt(Stage.DECODE, instance, body, relay, ledger=parsed.stream)
         except LegFailed as failure:
             failure.delivered = self._reply.started
             raise
         finally:
             charge.close()
+        if not isinstance(ended, Whole):
+            return ended
+        first()
+        await self._reply.whole(200, ended.body, {"content-type": ended.content_type, **headers})
+        return None
 
     def _first_event(self, prefilled: Callable[[], None]) -> Callable[[], None]:
         """Called before each write to the client; the first call counts."""

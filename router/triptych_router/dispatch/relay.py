@@ -1,6 +1,7 @@
 """The last leg's answer to the client: a body as received, or whole events without their ledger lines."""
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import aiohttp
 
@@ -14,14 +15,16 @@ from triptych_router.dispatch.reply import Reply
 from triptych_router.dispatch.retry import Cause, LegFailed
 
 
-async def relay_whole(
-    answer: aiohttp.ClientResponse, reply: Reply, *, headers: Mapping[str, str], first: Callable[[], None]
-) -> TriptychError | None:
-    """Forward an answer that is not streamed, byte for byte; there is no error that could be inside it."""
-    body = await read_whole(answer, Stage.DECODE)
-    first()
-    await reply.whole(200, body, {"content-type": answer.content_type, **headers})
-    return None
+class Whole(NamedTuple):
+    """An answer that is not streamed, as received."""
+
+    body: bytes
+    content_type: str
+
+
+async def read_answer(answer: aiohttp.ClientResponse) -> Whole:
+    """Read an answer that is not streamed; its instance is not needed any more when the client gets it."""
+    return Whole(await read_whole(answer, Stage.DECODE), answer.content_type)
 
 
 async def relay_events(

@@ -59,7 +59,10 @@ class Route:
 
     def leg(self, stage: Stage) -> Leg | None:
         """The leg of a stage."""
-        return next((leg for leg in self.legs if leg.stage is stage), None)
+        for leg in self.legs:
+            if leg.stage is stage:
+                return leg
+        return None
 
     @property
     def shape(self) -> Shape:
