@@ -20,7 +20,10 @@ from triptych_contract.roles import PHASES, STAGES
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 CONTRACT = ROOT / "contract" / "triptych_contract"
-_FLAG = re.compile(r"^  (?:-\w, )?(--[\w-]+)(?: (\S.*?))?(?:  +(.*))?$")
+_NEXT_LINE = re.compile(r"^(  -.*)\n {20,}(?=\S)", re.MULTILINE)
+"""`argparse` puts the meaning of a long flag on the line below it."""
+_NO_DEFAULT = re.compile(r" \(default: (?:None|False|)\)")
+_FLAG = re.compile(r"^  (?:-\w, )?(--[\w-]+)(?:, --no-[\w-]+)?(?: (\S.*?))?(?:  +(.*))?$")
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -109,7 +112,7 @@ def flags(module: str) -> Callable[[], str]:
         text = subprocess.run(  # noqa: S603 the command is our own
             command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True
         ).stdout
-        text = text.replace(" (default: None)", "").replace(" (default: False)", "")
+        text = _NO_DEFAULT.sub("", _NEXT_LINE.sub(r"\1  ", text))
         found = (match for line in text.splitlines() if (match := _FLAG.match(line)) and match[1] != "--help")
         return table(("flag", "meaning"), [(f"`{' '.join(filter(None, m.group(1, 2)))}`", m[3] or "") for m in found])
 

@@ -128,9 +128,11 @@ def test_the_demo_model_answers_through_the_pytorch_engine(start: Callable[..., 
     assert "tokens_recomputed=1" in output
 
 
-def test_a_mixed_service_answers(start: Callable[..., Service]) -> None:
-    service = start("mixed.yaml", "--ask", "Hello", "--once")
+@pytest.mark.parametrize("example", sorted(path.name for path in (ROOT / "examples").glob("*.yaml")))
+def test_every_example_comes_up_and_answers(start: Callable[..., Service], example: str) -> None:
+    service = start(example, "--ask", "Hello", "--once")
     assert service.process.wait(timeout=DEADLINE_S) == 0, service.log.read_text()
+    assert f"{service.name} is ready at http://127.0.0.1:" in service.log.read_text()
     assert "answer: " in service.log.read_text()
 
 

@@ -31,6 +31,17 @@ def checkout(tmp_path):
     shutil.rmtree(folder)
 
 
+def promised():
+    """The lines that the README shows, as patterns: what differs from run to run may be anything."""
+    block = (ROOT / "README.md").read_text().split("<!-- demo:")[1].split("```text\n")[1].split("```")[0]
+    variable = (r":\d+/", ":\\d+/"), (r"\d+ %", "\\d+ %"), (r"blocks_received=\d+", "blocks_received=[1-9]\\d*")
+    for line in filter(None, block.splitlines()):
+        shown = re.escape("answer: ") + "\\S.*" if line.startswith("answer: ") else re.escape(line).replace("\\ ", " ")
+        for found, pattern in variable:
+            shown = re.sub(found, lambda _, pattern=pattern: pattern, shown)
+        yield shown.replace(re.escape("...}'"), ".*")
+
+
 @pytest.mark.parametrize("engine", ["sim", pytest.param("torch", marks=pytest.mark.torch)])
 def test_the_demo_installs_starts_answers_proves_the_hand_over_and_stops(checkout, tmp_path, engine):
     environment = os.environ | {"PYTHON": sys.executable, "XDG_STATE_HOME": str(tmp_path / "state")}
@@ -51,4 +62,5 @@ def test_the_demo_installs_starts_answers_proves_the_hand_over_and_stops(checkou
     served = re.search(r"served by: prefill=(\S+), decode=(\S+)", done.stdout)
     assert served[1] != served[2]
     assert "curl http://127.0.0.1:" in done.stdout
-    assert re.search(r"^answer: \S", done.stdout, re.MULTILINE)
+    for line in promised():
+        assert re.search(f"^{line}$", done.stdout, re.MULTILINE), f"{line}\n{done.stdout}"

@@ -57,6 +57,13 @@ def test_generated_parts_are_up_to_date():
     assert done.returncode == 0, f"{done.stdout}{done.stderr}\nrun: python -m docs.generate"
 
 
+def test_every_flag_is_told_with_its_meaning():
+    page = (ROOT / "docs" / "configuration.md").read_text()
+    rows = re.findall(r"^\| `(--\S+).*?` \| (.*) \|$", page, re.MULTILINE)
+    assert {"--role", "--log-requests", "--expose-route"} <= {flag for flag, _ in rows}
+    assert [flag for flag, meaning in rows if not meaning] == []
+
+
 def test_every_make_target_of_the_readme_exists():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = set(re.findall(r"make ([a-z-]+)", (ROOT / "README.md").read_text()))
