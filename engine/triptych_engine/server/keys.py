@@ -10,5 +10,5 @@ ENGINE = web.AppKey("engine", Engine)
 HUB = web.AppKey("hub", EventHub)
 GUARD = web.AppKey("guard", Guard)
 ACCESS = web.AppKey("access", dict[tuple[str, str], Access])
-REQUEST_ID = "triptych_request_id"
-TRUSTED = "triptych_trusted"
+REQUEST_ID = web.RequestKey("triptych_request_id", str)
+TRUSTED = web.RequestKey("triptych_trusted", bool)
