@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from fakes.core_harness import SilentBoard, make_submit, sim_config
+from fakes.core_harness import CoreHarness, SilentBoard, make_submit, prefill, sim_config
 from triptych_contract.clock import ManualClock
 from triptych_contract.sampling import SamplingParams
 from triptych_engine.core.board import BoardReader, BoardWriter, create_board
@@ -153,3 +153,47 @@ def test_steps_are_counted_on_the_board() -> None:
     assert (reader.sample().step, reader.sample().started_ns) == (30, 0)
     writer.close()
     reader.close()
+
+
+class TestTheTimeOfAdmission:
+    """Told once, with the first tokens or with the lease, and never that of a later admission."""
+
+    def test_is_when_the_request_first_got_its_blocks(self) -> None:
+        harness = CoreHarness(sim_config(max_sequences=1))
+        for name in ("first", "second"):
+            harness.tell(make_submit([65] * 40, request_id=name, sampling=SamplingParams(max_tokens=3)))
+        while harness.step():
+            harness.clock.advance(1.0)
+        told = [(one.id, one.admitted_s) for said in harness.take(Deltas) for one in said.items if one.admitted_s]
+        assert told == [("first", 100.0), ("second", 103.0)]
+
+    def test_comes_with_the_lease_of_a_prefill_leg(self) -> None:
+        harness = CoreHarness()
+        harness.clock.advance(5.0)
+        granted = prefill(harness, make_submit([65] * 40, mode=Mode.PREFILL, lease="l"))
+        assert granted.admitted_s == 105.0
+
+    def test_is_kept_over_a_preemption(self) -> None:
+        harness = CoreHarness(sim_config(kv_blocks=6))
+        for name in ("first", "second"):
+            harness.tell(make_submit([65] * 40, request_id=name, sampling=SamplingParams(max_tokens=60)))
+        while harness.step():
+            harness.clock.advance(1.0)
+        assert harness.stats().preemptions > 0
+        told = [(one.id, one.admitted_s) for said in harness.take(Deltas) for one in said.items if one.admitted_s]
+        assert told == [("first", 100.0), ("second", 100.0)]
+
+
+class TestTheNumberOfMessagesTaken:
+    def test_is_shown_on_the_board(self) -> None:
+        descriptor = create_board()
+        writer, reader = BoardWriter(descriptor), BoardReader(descriptor)
+        os.close(descriptor)
+        clock = ManualClock(100.0)
+        channel = ScriptedChannel(clock, [[Cancel("a"), Cancel("b")], [Cancel("c")]])
+        executor = load_sim(sim_config(), now_s=clock.now_s)
+        core = Core(executor, sim_config(), clock=clock, send=channel.send, board=writer)
+        CoreLoop(core, channel, clock=clock, on_taken=writer.take).run()
+        assert reader.sample().taken == 4, "three, and the one that ends the loop"
+        writer.close()
+        reader.close()

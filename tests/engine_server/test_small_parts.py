@@ -4,11 +4,13 @@ import asyncio
 import json
 import struct
 from collections.abc import Iterator
+from unittest import mock
 
 import pytest
+from aiohttp.client_exceptions import ClientConnectionResetError
 
 from fakes.asking import png
-from triptych_contract.errors import BadRequest, ContextLengthExceeded, TriptychError, UnsupportedMedia
+from triptych_contract.errors import BadRequest, ContextLengthExceeded, Overloaded, TriptychError, UnsupportedMedia
 from triptych_contract.instance import InstanceState, LoadSample
 from triptych_contract.roles import Phase, Role
 from triptych_contract.sampling import SamplingParams
@@ -16,10 +18,12 @@ from triptych_engine import failpoints
 from triptych_engine.messages import Delta, FinishReason
 from triptych_engine.server.card import read_defaults
 from triptych_engine.server.choice import ChoiceStream
-from triptych_engine.server.events import MAX_BEHIND, EventHub
+from triptych_engine.server.events import MAX_BEHIND, MAX_READERS, EventHub
 from triptych_engine.server.media import image_size, read_images
 from triptych_engine.server.parse import Options
 from triptych_engine.server.sampling import Defaults, resolve_sampling
+from triptych_engine.server.stream import write_in_time
+from triptych_engine.transfer.tasks import Tasks
 
 
 def decode(ids: object) -> str:
@@ -80,10 +84,12 @@ class TestSampling:
         )
 
 
+STATE = InstanceState("i", "0" * 32, "s", (), Role.ALL, 1, Phase.SERVING)
+
+
 class TestTheHub:
     def setup_method(self) -> None:
-        state = InstanceState("i", "0" * 32, "s", (), Role.ALL, 1, Phase.SERVING)
-        self.hub = EventHub(lambda: state)
+        self.hub = EventHub(lambda: STATE)
 
     async def test_cuts_off_a_reader_that_falls_behind(self) -> None:
         lines = self.hub.lines()
@@ -142,3 +148,37 @@ class TestFailpoints:
     def test_refuse_what_they_do_not_know(self, text: str) -> None:
         with pytest.raises(ValueError, match=failpoints.VARIABLE):
             failpoints.arm({failpoints.VARIABLE: text})
+
+
+class TestAClientThatTakesNothing:
+    async def test_is_cut_off_after_its_time(self) -> None:
+        response, request = mock.Mock(), mock.Mock()
+        response.write = lambda _data: asyncio.Event().wait()
+        with pytest.raises(ClientConnectionResetError):
+            await write_in_time(request, response, b"data", 0.01)
+        request.transport.abort.assert_called_once_with()
+
+    async def test_keeps_no_place_from_other_readers_of_the_state(self) -> None:
+        hub = EventHub(lambda: STATE)
+        readers = [hub.lines() for _ in range(MAX_READERS)]
+        for reader in readers:
+            await anext(reader)
+        with pytest.raises(Overloaded):
+            hub.check_room()
+        for reader in readers:
+            await reader.aclose()  # type: ignore[attr-defined]
+        hub.check_room()
+
+
+class TestBackgroundTasks:
+    async def test_are_given_time_to_end_by_themselves(self) -> None:
+        tasks, ended = Tasks(limit=2), []
+
+        async def work(seconds: float) -> None:
+            await asyncio.sleep(seconds)
+            ended.append(seconds)
+
+        tasks.start(work(0.01), name="short")
+        tasks.start(work(60), name="long")
+        await tasks.finish(0.2)
+        assert (ended, len(tasks)) == ([0.01], 0)
