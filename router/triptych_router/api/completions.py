@@ -11,13 +11,12 @@ from triptych_contract.errors import (
     BadRequest,
     DeadlineExceeded,
     ModelNotFound,
-    RequestTimeout,
     TriptychError,
 )
 from triptych_contract.ids import is_name
 from triptych_router.api import sse
+from triptych_router.api.body import read_body
 from triptych_router.api.errors import error_response
-from triptych_router.api.media import check_media
 from triptych_router.api.parse import Kind, Parsed, parse
 from triptych_router.api.reply import HttpReply
 from triptych_router.dispatch.context import Context
@@ -26,9 +25,6 @@ from triptych_router.dispatch.outcome import Journey, Outcome
 from triptych_router.dispatch.reply import ClientGone
 from triptych_router.dispatch.retry import LegFailed, shown
 from triptych_router.dispatch.services import Services
-
-BODY_S = 60.0
-"""Time for a client to send its body."""
 
 
 class Completions:
@@ -70,7 +66,7 @@ class Completions:
         )
         prompt_tokens = 0
         try:
-            parsed = self._parse(kind, await _body(request))
+            parsed = self._parse(kind, await read_body(request))
             prompt_tokens = parsed.prompt_tokens
             journey.model = self._known(parsed.model)
             with services.gate.admitted(tenant):
@@ -155,17 +151,6 @@ class Completions:
         """The client's own where it is safe in headers and logs, else a fresh one."""
         given = request.headers.get(names.REQUEST_ID, "")
         return given if is_name(given) else self._services.new_id()
-
-
-async def _body(request: web.Request) -> bytes:
-    check_media(request)
-    if request.content.is_eof():  # all of a small body comes with its head
-        return await request.read()
-    try:
-        async with asyncio.timeout(BODY_S):
-            return await request.read()
-    except TimeoutError:
-        raise RequestTimeout("The request did not arrive in time.") from None
 
 
 async def _refuse(failure: LegFailed, journey: Journey, reply: HttpReply) -> web.StreamResponse:

@@ -17,10 +17,10 @@ from triptych_contract.errors import (
 from triptych_contract.roles import Stage
 from triptych_router.admission.keys import ApiKeys
 from triptych_router.api.auth import tenant_of
+from triptych_router.api.body import read_body
 from triptych_router.api.completions import Completions
 from triptych_router.api.connection import greet, name_server
 from triptych_router.api.errors import error_response, of_http
-from triptych_router.api.media import check_media
 from triptych_router.api.parse import Kind
 from triptych_router.cluster.view import base_url
 from triptych_router.dispatch.attempt import payload, read_whole
@@ -130,8 +130,7 @@ class Front:
 
     async def _proxy(self, request: web.Request) -> web.StreamResponse:
         """`/tokenize` and `/detokenize` by any instance."""
-        check_media(request)
-        body, view = await request.read(), self._services.watch.view()
+        body, view = await read_body(request), self._services.watch.view()
         able = candidates(view, Stage.DECODE) or candidates(view, Stage.PREFILL) or candidates(view, Stage.ENCODE)
         if not able:
             raise no_instance(Stage.DECODE)
