@@ -21,8 +21,8 @@ _STRING = re.compile(rb'"[^"\\\x00-\x1f]*+(?:\\.[^"\\\x00-\x1f]*+)*+"', re.DOTAL
 """Possessive: nothing is remembered of the way, which for a text of a million escapes is a gigabyte."""
 _SCALAR = re.compile(rb'[^\s,\]}{["]+')
 _TO_BRACKET = re.compile(rb'[^"\[\]{}]*')
-_PLAIN = re.compile(rb'"([!#-\[\]-~ ]*+)"[ \t\r\n]*+:[ \t\r\n]*+("[^"\\\x00-\x1f]*+"|[-+.\w]++)[ \t\r\n]*+([,}])')
-"""A member as most are: plain name, plain string or scalar, and the mark after it, in one look."""
+_PLAIN = re.compile(rb'"([!#-\[\]-~ ]*+)"[ \t\r\n]*+:[ \t\r\n]*+("[^"\\\x00-\x1f]{0,64}+"|[-+.\w]++)[ \t\r\n]*+([,}])')
+"""A member as most are: plain name, short plain string or scalar, and the mark after it, in one look."""
 _OPENING, _CLOSING = b"[{", b"]}"
 
 
@@ -113,6 +113,10 @@ def _skip_value(body: bytes, at: int) -> int:
 
 
 def _skip_string(body: bytes, at: int) -> int:
+    """Past a string; one without an escape, however long, is passed by two searches."""
+    end = body.find(b'"', at + 1)
+    if end > 0 and body.find(b"\\", at + 1, end) < 0:
+        return end + 1
     found = _STRING.match(body, at)
     if found is None:
         raise _malformed("a string does not end")
