@@ -92,6 +92,8 @@ def _wait_s(observed: ObservedChild | None, now_s: float) -> float:
 def _start_reason(child: DesiredChild, observed: ObservedChild | None) -> str:
     if observed is None or observed.starts == 0:
         return child.because
+    if observed.given_up:
+        return f"it was ended: {observed.given_up}"
     code = observed.exit_code
     how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
     return f"it ended with {how}"

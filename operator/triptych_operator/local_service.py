@@ -83,6 +83,7 @@ class LocalService:
         )
         self._written: ServiceEntry | None = None
         self._told: ServiceStatus | None = None
+        self._unwritable: int | None = None
 
     def stop(self) -> None:
         """Drain and end; a second call ends at once."""
@@ -143,8 +144,8 @@ class LocalService:
                     await self._platform.start(name, component)
                 except OSError as error:  # its log cannot be opened; the next observation tries again
                     _log.warning("%s cannot be started: %s", name, error.strerror)
-            case StopChild(name, at_once):
-                await self._platform.stop(name, at_once=at_once)
+            case StopChild(name, at_once, because):
+                await self._platform.stop(name, at_once=at_once, because=because)
             case AssignRole(name, role, epoch):
                 await self._assign(name, Assignment(Role(role), epoch), client)
 
@@ -183,9 +184,11 @@ class LocalService:
         if entry != self._written:
             try:
                 settings.state.write_entry(entry)
-                self._written = entry
+                self._written, self._unwritable = entry, None
             except OSError as error:
-                _log.warning("the status cannot be written: %s", error.strerror)
+                if error.errno != self._unwritable:  # a full disk is told once, not twice a second
+                    _log.warning("the status cannot be written: %s", error.strerror)
+                self._unwritable = error.errno
 
     async def _close(self) -> None:
         """End the children; a second `stop` meanwhile ends them at once."""

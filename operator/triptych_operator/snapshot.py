@@ -34,6 +34,7 @@ class ObservedChild:
         assigned: The last role that the instance took from this operator, kept over restarts.
         silent_since_s: First missed answer since its last answer; None while it answers.
         last_words: What it said last that may tell why it last ended; empty if it said nothing of the kind.
+        given_up: Why the operator itself last ended it at once; empty where it ended by itself.
     """
 
     name: str
@@ -50,6 +51,7 @@ class ObservedChild:
     assigned: Assignment | None = None
     silent_since_s: float | None = None
     last_words: str = ""
+    given_up: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -198,6 +198,19 @@ class TestChildren:
         await one.until(lambda: not one.child.alive)
         assert one.child.exit_code == -9
 
+    async def test_the_reason_of_a_kill_is_kept_until_the_next_start(self, stage: Callable[[str], Stage]) -> None:
+        one = stage(TALKS + "sys.stdin.read()")
+        await one.platform.start("engine-0", Component.ENGINE)
+        await one.until(lambda: one.child.listened)
+        await one.platform.stop("engine-0", at_once=True, because="weights are broken")
+        await one.until(lambda: not one.child.alive)
+        assert (one.child.given_up, one.child.crashes) == ("weights are broken", 1)
+        await one.platform.start("engine-0", Component.ENGINE)
+        await one.until(lambda: one.child.listened)
+        await one.platform.stop("engine-0", at_once=False)
+        await one.until(lambda: not one.child.alive)
+        assert one.child.given_up == ""
+
     async def test_a_line_without_end_does_not_fill_the_memory(self, stage: Callable[[str], Stage]) -> None:
         one = stage("import sys; sys.stdout.write('x' * 3_000_000)")
         await one.platform.start("engine-0", Component.ENGINE)

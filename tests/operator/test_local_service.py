@@ -84,11 +84,16 @@ async def test_a_suspended_service_starts_nothing(tmp_path: Path) -> None:
     assert entry.children == ()
 
 
-async def test_a_status_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
+async def test_a_status_that_cannot_be_written_stops_nothing_and_is_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     running = Running(tmp_path, "replicas: 1", lambda status: status.ready)
     (tmp_path / "service.json").mkdir()
     await running.run()
     assert running.told[-1].ready
+    assert [line for line in caplog.messages if "cannot be written" in line] == [
+        "the status cannot be written: Is a directory"
+    ]
 
 
 async def test_two_stops_end_children_that_would_drain_for_long(tmp_path: Path) -> None:

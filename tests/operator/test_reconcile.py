@@ -248,6 +248,15 @@ class TestBackOff:
         told = world.decide().status.waiting_for
         assert told == "engine-0, which ended once (killed by SIGKILL; the machine may be out of memory)"
 
+    def test_a_child_that_was_given_up_is_told_with_the_reason_and_not_as_killed(self) -> None:
+        world = World()
+        world.settle()
+        world.end("engine-0", -9)
+        world.children["engine-0"] = replace(world.children["engine-0"], given_up="weights are broken.")
+        assert world.decide().status.waiting_for == "engine-0, which failed once: weights are broken"
+        world.clock.advance(1.0)
+        assert [action.because for action in world.decide().actions] == ["it was ended: weights are broken."]
+
     def test_a_hanging_instance_is_not_said_to_have_ended(self) -> None:
         world = World()
         world.settle()

@@ -112,8 +112,8 @@ class Program:
             http_port = await self._listen(runner)
             self._engine.core = await CoreProcess.start(core_config(self._settings))
             return await self._run(http_port)
-        except OSError:
-            log_exception("cannot-listen")
+        except OSError as error:  # a taken port, a full disk, no descriptors: its text is the system's, not a user's
+            log_exception("cannot-start", cause=os.strerror(error.errno) if error.errno else "")
             return EXIT_FAILED
         finally:
             await self._close(runner)

@@ -51,6 +51,8 @@ class _Child:
     silent_since_s: float | None = None
     words: LastWords = field(default_factory=LastWords)
     last_words: str = ""
+    because: str = ""
+    given_up: str = ""
 
     @property
     def alive(self) -> bool:
@@ -77,6 +79,7 @@ class _Child:
             assigned=self.assigned,
             silent_since_s=self.silent_since_s,
             last_words=self.last_words,
+            given_up=self.given_up,
         )
 
 
@@ -125,7 +128,7 @@ class LocalPlatform:
         child.starts += 1
         child.started_s = self._clock.now_s()
         child.stopping, child.silent_since_s, child.http_port = False, None, 0
-        child.words = LastWords()
+        child.words, child.because = LastWords(), ""
         argv = (
             self._commands.router(self._port)
             if component == Component.ROUTER
@@ -147,12 +150,18 @@ class LocalPlatform:
             return
         child.task = asyncio.create_task(self._watch(child, child.process), name=f"child {name}")
 
-    async def stop(self, name: str, *, at_once: bool) -> None:
-        """Tell a child to end, and see to it that it does; returns before it has."""
+    async def stop(self, name: str, *, at_once: bool, because: str = "") -> None:
+        """Tell a child to end, and see to it that it does; returns before it has.
+
+        Args:
+            name: Of the child.
+            at_once: Kill it.
+            because: Told in place of its last words if it is killed.
+        """
         child = self._children.get(name)
         if child is None or child.process is None or not child.alive or (child.stopping and not at_once):
             return
-        child.stopping = True
+        child.stopping, child.because = True, because if at_once else ""
         _signal(child.process, signal.SIGKILL if at_once else signal.SIGTERM)
         if not at_once:
             task = asyncio.create_task(self._insist(child, child.process), name=f"stop {name}")
@@ -234,7 +243,7 @@ class LocalPlatform:
         child.exit_code = code
         child.ended_s = self._clock.now_s()
         child.http_port = 0
-        child.last_words = child.words.text
+        child.last_words, child.given_up = child.words.text, child.because
         told = child.stopping and code in (0, -signal.SIGTERM)
         child.crashes = 0 if told else crashes_after(child.crashes, ran_s=child.ended_s - child.started_s)
         asyncio.get_running_loop().call_soon(self._wake)
