@@ -149,7 +149,7 @@ def _ended(child: ObservedChild) -> str:
         return f"{child.name} to be started"
     times = "once" if child.crashes <= 1 else f"{child.crashes} times in a row"
     if child.given_up:
-        return f"{child.name}, which failed {times}: {child.given_up.rstrip(".")}"
+        return f"{child.name}, which failed {times}: {child.given_up.rstrip('.')}"
     words = f": {child.last_words}" if child.last_words else ""
     return f"{child.name}, which ended {times} ({_how(child.exit_code)}){words}"
 
