@@ -90,6 +90,10 @@ class CoreProcess:
                 env=core_environment(os.environ),
             )
             board = BoardReader(board_fd)
+        except BaseException:
+            ours.close()
+            os.close(pool_fd)
+            raise
         finally:
             theirs.close()
             os.close(board_fd)
