@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 from aiohttp import web
 
+from triptych_contract.headers import LEDGER
 from triptych_contract.instance import FullState, InstanceRecord, InstanceState, Load, LoadSample
 from triptych_contract.registry import LocalRegistry
 from triptych_contract.roles import Phase, Role, Stage
@@ -14,6 +15,13 @@ from triptych_contract.roles import Phase, Role, Stage
 INCARNATION = "0" * 32
 ANSWER = b'{"id":"c","object":"text_completion","created":1,"model":"mock","choices":[{"index":0,"text":"%s"}]}' % (
     b"x" * 380
+)
+
+
+EVENTS = 64
+EVENT = (
+    b'data: {"id":"c","object":"text_completion","created":1,"model":"mock","choices":[{"index":0,"text":"%b"}]}\n\n'
+    % (b"y" * 96)
 )
 
 
@@ -31,9 +39,23 @@ async def events(request: web.Request) -> web.StreamResponse:
     return response
 
 
-async def answer(request: web.Request) -> web.Response:
-    """480 bytes, as soon as the prompt is read."""
-    await request.read()
+async def stream(request: web.Request) -> web.StreamResponse:
+    """All events at once, each in a chunk of its own, with ledger lines for who asks for them."""
+    ledger = LEDGER in request.headers
+    response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+    await response.prepare(request)
+    for position in range(EVENTS):
+        line = b": v1 0 %d %d %d\n" % (position, 1000 + position, position) if ledger else b""
+        await response.write(line + EVENT)
+    await response.write(b"data: [DONE]\n\n")
+    await response.write_eof()
+    return response
+
+
+async def answer(request: web.Request) -> web.StreamResponse:
+    """480 bytes, or 64 events of 190 bytes at once, as soon as the prompt is read."""
+    if b'"stream": true' in await request.read():
+        return await stream(request)
     return web.Response(body=ANSWER, content_type="application/json")
 
 

@@ -1,7 +1,8 @@
-"""Router: requests per CPU second beside nginx, on the same mock.
+"""Router: requests and streamed events per CPU second beside nginx, on the same mock.
 
-32 connections, not streamed, prompts of 200 bytes and 32 KiB, answers of 480 bytes; interleaved rounds. Only the
-CPU time of the process under test counts, so the mock and the load beside it on the same cores do not.
+32 connections. Not streamed: prompts of 200 bytes and 32 KiB, answers of 480 bytes. Streamed: bursts of 64 events of
+190 bytes. Interleaved rounds. Only the CPU time of the process under test counts, so the mock and the load beside
+it on the same cores do not.
 """
 
 import asyncio
@@ -12,19 +13,48 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
 import psutil
 from aiohttp.test_utils import unused_port
 
+from bench._router_mock import EVENTS
 from bench.report import Row
 
 CONNECTIONS = 32
 ROUNDS = 3
 ROUND_S = 3.0
 START_S = 20.0
-SIZES = {"200 B": 200, "32 KiB": 32 * 1024}
+
+
+@dataclass(frozen=True)
+class Load:
+    """One kind of load.
+
+    Attributes:
+        name: In the rows.
+        prompt_bytes: Of each request.
+        stream: The answer is a burst of events.
+        unit: What is counted.
+        counts: How many of it a request is.
+        known: The ratio to nginx that plain aiohttp has.
+    """
+
+    name: str
+    prompt_bytes: int
+    stream: bool
+    unit: str
+    counts: int
+    known: str
+
+
+LOADS = (
+    Load("prompts of 200 B", 200, False, "req/CPU-s", 1, "0.13 for plain aiohttp"),
+    Load("prompts of 32 KiB", 32 * 1024, False, "req/CPU-s", 1, "0.17 for plain aiohttp"),
+    Load("bursts of 64 events", 200, True, "event/CPU-s", EVENTS, "0.80 for plain aiohttp, which splits no events"),
+)
 _NGINX = """
 daemon off; master_process off; worker_processes 1; error_log stderr crit; pid {folder}/pid;
 events {{ worker_connections 1024; }}
@@ -55,12 +85,13 @@ def run() -> list[Row]:
 
 
 def _rows(measured: dict[tuple[str, str], list[float]]) -> list[Row]:
-    rows = [Row(f"{name}, prompts of {size}", samples, "req/CPU-s") for (name, size), samples in measured.items()]
-    for size in SIZES:
-        ours, theirs = measured[("router", size)], measured.get(("nginx", size))
+    units = {load.name: load.unit for load in LOADS}
+    rows = [Row(f"{name}, {load}", samples, units[load]) for (name, load), samples in measured.items()]
+    for load in LOADS:
+        ours, theirs = measured[("router", load.name)], measured.get(("nginx", load.name))
         if theirs:
             ratios = [mine / other for mine, other in zip(ours, theirs, strict=True)]
-            rows.append(Row(f"router ÷ nginx, prompts of {size}", ratios, "", "0.10 for plain aiohttp"))
+            rows.append(Row(f"router ÷ nginx, {load.name}", ratios, "", load.known))
     return rows
 
 
@@ -70,16 +101,17 @@ async def _measure(targets: dict[str, tuple[subprocess.Popen[str], int]]) -> dic
         for _, port in targets.values():
             await _answers(session, port)
         for _ in range(ROUNDS):
-            for size, size_bytes in SIZES.items():
+            for load in LOADS:
                 for name, (process, port) in targets.items():
-                    figure = await _round(session, process, port, size_bytes)
-                    measured.setdefault((name, size), []).append(figure)
+                    figure = await _round(session, process, port, load)
+                    measured.setdefault((name, load.name), []).append(figure)
     return measured
 
 
-async def _round(session: aiohttp.ClientSession, process: subprocess.Popen[str], port: int, size_bytes: int) -> float:
-    """Requests per CPU second of the process."""
-    body = json.dumps({"model": "", "prompt": "word " * (size_bytes // 5), "max_tokens": 8}).encode()
+async def _round(session: aiohttp.ClientSession, process: subprocess.Popen[str], port: int, load: Load) -> float:
+    """What the load counts per CPU second of the process."""
+    prompt = "word " * (load.prompt_bytes // 5)
+    body = json.dumps({"model": "", "prompt": prompt, "max_tokens": EVENTS, "stream": load.stream}).encode()
     url, served = f"http://127.0.0.1:{port}/v1/completions", 0
     loop = asyncio.get_running_loop()
     end_s = loop.time() + ROUND_S
@@ -89,9 +121,11 @@ async def _round(session: aiohttp.ClientSession, process: subprocess.Popen[str],
         nonlocal served
         while loop.time() < end_s:
             async with session.post(url, data=body, headers={"content-type": "application/json"}) as answer:
-                await answer.read()
+                whole = await answer.read()
                 answer.raise_for_status()
-                served += 1
+                if load.stream and whole.count(b"data: ") != EVENTS + 1:
+                    raise ValueError("the stream has lost events")
+                served += load.counts
 
     await asyncio.gather(*(ask() for _ in range(CONNECTIONS)))
     after = psutil.Process(process.pid).cpu_times()

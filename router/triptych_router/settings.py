@@ -133,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--drain-s", type=float, default=30.0, help="SIGTERM: time for running requests")
     add("--expose-route", action="store_true", help="name the instances that served in x-triptych-served-by")
     add("--log-level", choices=LOG_LEVELS, default="info", help="least severity of log lines, on stderr")
-    add("--log-requests", action=argparse.BooleanOptionalAction, default=True, help="one log line a request")
+    add("--log-requests", action=argparse.BooleanOptionalAction, default=True, help="one log line a request; --no-log-requests for none")
     add("--exit-with-stdin", action="store_true", help="exit as soon as stdin reaches its end")
     return parser
 

@@ -14,6 +14,9 @@ from triptych_router.dispatch.ledger import Ledger
 from triptych_router.dispatch.reply import Reply
 from triptych_router.dispatch.retry import Cause, LegFailed
 
+_EMPTY_BYTES = 4
+"""Line ends of an event that holds nothing."""
+
 
 class Whole(NamedTuple):
     """An answer that is not streamed, as received."""
@@ -50,13 +53,12 @@ async def relay_events(
     try:
         async for chunk in answer.content.iter_any():
             lines, events = _cut(splitter.feed(chunk))
-            if not events:
-                continue
-            failed = failed or next(filter(None, map(sse.error_of, events)), None)
+            failed = failed or sse.first_error(events)
             if failed is not None and not reply.started:
                 raise LegFailed(Stage.DECODE, Cause.REFUSED, failed, status=failed.status)
-            first()
-            await reply.events(b"".join(events), headers)
+            if events:
+                first()
+                await reply.events(b"".join(events), headers)
             for line in lines:
                 ledger.record(line)
             done = done or any(map(sse.is_done, events))
@@ -78,6 +80,6 @@ def _cut(events: list[bytes]) -> tuple[list[bytes], list[bytes]]:
         line, shown = split_event(event)
         if line is not None:
             lines.append(line)
-        if shown.strip(b"\r\n"):
+        if len(shown) > _EMPTY_BYTES or shown.strip(b"\r\n"):
             rest.append(shown)
     return lines, rest
