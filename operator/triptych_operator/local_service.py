@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import aiohttp
+import msgspec
 
 from triptych_contract.clock import Clock, SystemClock
 from triptych_contract.registry import LocalRegistry
@@ -25,7 +26,7 @@ from triptych_operator.reconcile import Outcome, reconcile
 from triptych_operator.snapshot import ObservedChild, ObservedInstance, Snapshot
 from triptych_operator.spec.types import LLMService
 from triptych_operator.state_dir import ChildEntry, ServiceEntry, StateDirectory
-from triptych_operator.status import ServiceStatus
+from triptych_operator.status import ServiceStatus, ending
 
 _log = logging.getLogger("triptych.operator")
 
@@ -190,8 +191,17 @@ class LocalService:
                     _log.warning("the status cannot be written: %s", error.strerror)
                 self._unwritable = error.errno
 
+    def _publish_end(self) -> None:
+        """Tell `status` that what is missing from now on is missing on purpose."""
+        if self._written is None:
+            return
+        entry = msgspec.structs.replace(self._written, status=ending(self._written.status))
+        with contextlib.suppress(OSError):
+            self._settings.state.write_entry(entry)
+
     async def _close(self) -> None:
         """End the children; a second `stop` meanwhile ends them at once."""
+        self._publish_end()
         closing = asyncio.create_task(self._platform.close(at_once=self._at_once))
         while not closing.done():
             self._wake.clear()

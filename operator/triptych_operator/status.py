@@ -91,6 +91,14 @@ def status_of(snapshot: Snapshot, desired: tuple[DesiredChild, ...], sizes: Size
     )
 
 
+def ending(status: ServiceStatus) -> ServiceStatus:
+    """The status of a service that was told to stop and lets its requests finish."""
+    waiting_for = "its running requests to end; then it stops"
+    ready = Condition("Ready", "False", "Draining", waiting_for)
+    others = tuple(condition for condition in status.conditions if condition.type != "Ready")
+    return msgspec.structs.replace(status, conditions=(ready, *others), waiting_for=waiting_for)
+
+
 def _serves(child: DesiredChild, snapshot: Snapshot) -> bool:
     state = snapshot.state(child.name)
     return state is not None and state.phase == Phase.SERVING and state.role == child.role

@@ -96,6 +96,14 @@ async def test_a_status_that_cannot_be_written_stops_nothing_and_is_told_once(
     ]
 
 
+async def test_a_service_that_was_told_to_stop_says_so(tmp_path: Path) -> None:
+    running = Running(tmp_path, "replicas: 1", lambda status: status.ready)
+    await running.run()
+    entry = running.settings.state.entry()
+    assert entry is not None
+    assert (entry.status.ready, entry.status.waiting_for) == (False, "its running requests to end; then it stops")
+
+
 async def test_two_stops_end_children_that_would_drain_for_long(tmp_path: Path) -> None:
     running = Running(tmp_path, "replicas: 1", lambda status: status.ready)
     task = asyncio.create_task(running.service.run())
