@@ -41,6 +41,8 @@ async def test_a_manifest_that_differs_from_what_was_asked_discards_all(told: Li
         await read(reader)
         write(writer, Welcome("liar"))
         pull = await read(reader)
+        if isinstance(pull, Taken):  # on its own link: what was pulled in vain is given back
+            return
         assert isinstance(pull, Pull)
         write(writer, told(truth_of(pull)))
         await reader.read()

@@ -123,6 +123,17 @@ async def test_before_the_start_and_after_the_stop_nothing_is_taken() -> None:
         with pytest.raises(HandoverRefused):
             await d.handover.check(ticket)
         assert d.handover.link_class == ""
+        await d.handover.abandon(ticket)
+        d.handover.forget(ticket)
+        assert p.handover.leases == 1
+
+
+async def test_what_was_pulled_is_given_back_although_the_program_ends_at_once() -> None:
+    async with pair() as (p, d, _):
+        ticket = grant(p)
+        assert (await d.handover.pull(ticket, wanted(ticket))).ok
+        await d.handover.stop()
+        assert p.handover.leases == 0
 
 
 @pytest.mark.parametrize(

@@ -265,14 +265,18 @@ class Handover:
         return PullEnded(wanted.id, ok=True, received=tuple(block.index for block in wanted.blocks))
 
     async def abandon(self, ticket: Ticket | EmbeddingTicket) -> None:
-        """Want a ticket no more and give its lease back, within a second or not at all."""
-        ends = self._started()
-        ends.renewals.stop(ticket.lease)
-        await self._give_back(ends, ticket)
+        """Want a ticket no more and give its lease back, within a second or not at all.
+
+        After `stop` there is nothing left to be given back, and the caller's own end is not disturbed.
+        """
+        if self._ends is not None:
+            self._ends.renewals.stop(ticket.lease)
+            await self._give_back(self._ends, ticket)
 
     def forget(self, ticket: Ticket) -> None:
         """Want a ticket no more but leave its lease alive, for another instance that pulls under it."""
-        self._started().renewals.stop(ticket.lease)
+        if self._ends is not None:
+            self._ends.renewals.stop(ticket.lease)
 
     async def pull_embeddings(
         self, ticket: EmbeddingTicket, digests: Sequence[bytes], deadline_s: float | None = None
