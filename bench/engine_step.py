@@ -2,7 +2,8 @@
 
 Both run in this process on the same threads, turn by turn, so that a change of the machine's pace meets both. A step of
 ours is a whole one: batch build, forward, greedy sampling. That of transformers is a cached forward and a maximum.
-The folder of weights (1.2 GB) is written to a temporary directory.
+Decode steps are taken with the compiled CPU kernels and without them; the first-token rows never use them. The folder of
+weights (1.2 GB) and the kernels are written to a temporary directory.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from typing import Any
 from bench.report import Row
 from triptych_engine.executor.base import PlanRow, SampleSpec, StepPlan
 from triptych_engine.executor.torch import TorchExecutor, load_torch
+from triptych_engine.kernels import build
 
 BLOCK = 32
 RUNS = 5
@@ -38,26 +40,35 @@ def run() -> list[Row]:
     torch.set_num_threads(os.cpu_count() or 1)
     with tempfile.TemporaryDirectory(prefix="triptych-bench-") as folder:
         model = _reference(Path(folder))
-        executor = _engine(Path(folder))
+        os.environ["XDG_CACHE_HOME"] = folder
+        build(os.environ)
+        fast, plain = _engine(Path(folder), "auto"), _engine(Path(folder), "off")
     rows: list[Row] = []
     for tokens in PROMPTS:
-        ours, theirs = _first_token(executor, tokens), _reference_first_token(model, tokens)
-        rows += _compare(f"first token, {tokens} prompt tokens", ours, theirs, TARGETS["first"])
+        calls = {"": _first_token(plain, tokens)}
+        rows += _compare(
+            f"first token, {tokens} prompt tokens", calls, _reference_first_token(model, tokens), TARGETS["first"]
+        )
     for batch in BATCHES:
-        step, theirs = _decode(executor, batch), _reference_decode(model, batch)
-        rows += _compare(f"decode step, batch {batch}, context {CONTEXT}", step, theirs, TARGETS[batch])
+        calls = {", with kernels": _decode(fast, batch), ", without kernels": _decode(plain, batch)}
+        rows += _compare(
+            f"decode step, batch {batch}, context {CONTEXT}", calls, _reference_decode(model, batch), TARGETS[batch]
+        )
     return rows
 
 
-def _compare(what: str, ours: Callable[[], object], theirs: Callable[[], object], target: str) -> list[Row]:
-    ours()
-    theirs()
-    pairs = [(_time_ms(ours), _time_ms(theirs)) for _ in range(RUNS)]
-    return [
-        Row(what, [mine for mine, _ in pairs], "ms"),
-        Row(f"{what}, transformers", [other for _, other in pairs], "ms"),
-        Row(f"{what}, ratio", [other / mine for mine, other in pairs], "times faster", target),
-    ]
+def _compare(what: str, ours: dict[str, Callable[[], object]], theirs: Callable[[], object], target: str) -> list[Row]:
+    """Rows of each of ours and of theirs; the target is that of the first of ours."""
+    calls = [*ours.values(), theirs]
+    for call in calls:
+        call()
+    turns = [[_time_ms(call) for call in calls] for _ in range(RUNS)]
+    *mine, other = (list(times) for times in zip(*turns, strict=True))
+    rows = [Row(f"{what}, transformers", other, "ms")]
+    for (name, times), goal in zip(zip(ours, mine, strict=True), [target, *[""] * len(ours)], strict=False):
+        ratios = [slow / fast for fast, slow in zip(times, other, strict=True)]
+        rows += [Row(f"{what}{name}", times, "ms"), Row(f"{what}{name}, ratio", ratios, "times faster", goal)]
+    return rows
 
 
 def _time_ms(call: Callable[[], object]) -> float:
@@ -88,7 +99,7 @@ def _reference(folder: Path) -> Any:
     return model
 
 
-def _engine(folder: Path) -> TorchExecutor:
+def _engine(folder: Path, kernels: str) -> TorchExecutor:
     executor = load_torch(
         model_dir=folder,
         dtype="bfloat16",
@@ -98,6 +109,7 @@ def _engine(folder: Path) -> TorchExecutor:
         kv_memory_bytes=0,
         max_context=MAX_CONTEXT,
         progress=lambda percent, text: None,
+        kernels=kernels,
     )
     executor.bind(memoryview(bytearray(executor.info.layout.pool_bytes)))
     return executor

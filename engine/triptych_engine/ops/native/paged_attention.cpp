@@ -14,12 +14,14 @@
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
 namespace {
 
 constexpr int MAX_HEAD_DIM = 256;
+constexpr int CACHE_LINE_BYTES = 64;
 constexpr int MAX_GROUP = 4;  // heads that one walk serves; larger groups take several
 
 // One KV head of one row. Strides count elements; `keys` and `values` are those of block 0.
@@ -32,6 +34,12 @@ struct Task {
   int64_t context, block_tokens, block_stride, head_dim;
   float scale;
 };
+
+// Elements from block 0 to a position.
+inline int64_t offset_of(const Task& task, int64_t position) {
+  return task.table[position / task.block_tokens] * task.block_stride +
+         position % task.block_tokens * task.head_dim;
+}
 
 inline float widen(float value) { return value; }
 inline float widen(uint16_t bits) {
@@ -189,7 +197,7 @@ inline Floats load(const uint16_t* from) {  // bfloat16 is the upper half of a f
 // e to the power of `x` for x <= 0: 2 to the whole part by its exponent bits, Taylor's series for the rest.
 inline Floats exp_of(Floats x) {
   const Floats none = {};
-  x = x < -87.0f ? none - 87.0f : x;  // e^-87 is nothing beside the largest weight, which is 1
+  x = x < -87.0f ? none - 87.0f : x;  // nothing beside the largest weight, which is 1
   const Floats turns = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: rounds, the whole part in the low bits
   const Ints whole = (Ints)turns - 0x4b400000;
   const Floats rest = x - (turns - 12582912.0f) * 0.693359375f + (turns - 12582912.0f) * 2.12194440e-4f;
@@ -204,41 +212,69 @@ inline Floats exp_of(Floats x) {
   return sum * (Floats)((whole + 127) << 23);
 }
 
-// Sums of LANES vectors, the sum of vector i in lane i: halves of pairs are added until one vector is left.
-inline Floats sums_of(Floats* parts) {
-  for (int half = LANES / 2; half; half /= 2) {
-    Ints low, high;
-    for (int lane = 0; lane < LANES; ++lane) {
-      const int from = lane % half + lane / half % 2 * LANES + lane / (2 * half) * 2 * half;
-      low[lane] = from;
-      high[lane] = from + half;
-    }
-    for (int index = 0; index < half; ++index) {
-      const Floats left = parts[index], right = parts[index + half];
-      parts[index] = __builtin_shuffle(left, right, low) + __builtin_shuffle(left, right, high);
-    }
+// Lanes to take from two vectors of LANES, so that adding what `low` and `high` take halves the number of vectors.
+struct Lanes {
+  int32_t low[LANES], high[LANES];
+};
+
+constexpr Lanes lanes_of(int half) {
+  Lanes lanes{};
+  for (int lane = 0; lane < LANES; ++lane) {
+    lanes.low[lane] = lane % half + lane / half % 2 * LANES + lane / (2 * half) * 2 * half;
+    lanes.high[lane] = lanes.low[lane] + half;
   }
+  return lanes;
+}
+
+// Sums of LANES vectors, the sum of vector i in lane i.
+template <int HALF = LANES / 2>
+inline Floats sums_of(Floats* parts) {
+  static constexpr Lanes lanes = lanes_of(HALF);
+  Ints low, high;
+  std::memcpy(&low, lanes.low, sizeof low);
+  std::memcpy(&high, lanes.high, sizeof high);
+  for (int index = 0; index < HALF; ++index) {
+    const Floats left = parts[index], right = parts[index + HALF];
+    parts[index] = __builtin_shuffle(left, right, low) + __builtin_shuffle(left, right, high);
+  }
+  if constexpr (HALF > 1) return sums_of<HALF / 2>(parts);
   return parts[0];
+}
+
+// The largest of all lanes.
+inline float largest_of(Floats values) {
+  float lanes[LANES];
+  std::memcpy(lanes, &values, sizeof lanes);
+#pragma GCC unroll 4
+  for (int half = LANES / 2; half; half /= 2)
+    for (int lane = 0; lane < half; ++lane)
+      lanes[lane] = lanes[lane] < lanes[lane + half] ? lanes[lane + half] : lanes[lane];
+  return lanes[0];
 }
 
 template <class T, int GROUP>
 void walk_group(const Task& task, int64_t first_head) {
   const int64_t dim = task.head_dim;
   const T* query = static_cast<const T*>(task.query) + first_head * dim;
-  float queries[GROUP][MAX_HEAD_DIM], mixed[GROUP][MAX_HEAD_DIM] = {}, largest[GROUP], total[GROUP] = {};
+  float queries[GROUP][MAX_HEAD_DIM], mixed[GROUP][MAX_HEAD_DIM] = {}, largest[GROUP];
+  Floats totals[GROUP] = {};
   for (int head = 0; head < GROUP; ++head) {
     largest[head] = -__builtin_inff();
     for (int64_t at = 0; at < dim; ++at) queries[head][at] = widen(query[head * dim + at]) * task.scale;
   }
   for (int64_t position = 0; position < task.context;) {
-    const int64_t slot = position % task.block_tokens;
-    const int64_t offset = task.table[position / task.block_tokens] * task.block_stride + slot * dim;
-    const int64_t left = std::min(task.block_tokens - slot, task.context - position);
+    const int64_t offset = offset_of(task, position);
+    const int64_t left = std::min(task.block_tokens - position % task.block_tokens, task.context - position);
     const int count = static_cast<int>(std::min<int64_t>(LANES, left));
     const T* keys = static_cast<const T*>(task.keys) + offset;
     const T* values = static_cast<const T*>(task.values) + offset;
+    const int64_t next = position + count < task.context ? offset_of(task, position + count) : offset;
     Floats parts[GROUP][LANES] = {};
     for (int token = 0; token < count; ++token) {  // slots past the context are never read
+      for (int64_t at = 0; at < dim; at += CACHE_LINE_BYTES / static_cast<int64_t>(sizeof(T))) {
+        __builtin_prefetch(static_cast<const T*>(task.keys) + next + token * dim + at);
+        __builtin_prefetch(static_cast<const T*>(task.values) + next + token * dim + at);
+      }
       Floats dots[GROUP] = {};
       for (int64_t at = 0; at < dim; at += LANES) {
         const Floats key = load(keys + token * dim + at);
@@ -248,16 +284,15 @@ void walk_group(const Task& task, int64_t first_head) {
     }
     float weights[GROUP][LANES], fade[GROUP];
     for (int head = 0; head < GROUP; ++head) {
-      Floats scores = sums_of(parts[head]);
+      float scores[LANES];
+      const Floats sums = sums_of(parts[head]);
+      std::memcpy(scores, &sums, sizeof scores);
       for (int token = count; token < LANES; ++token) scores[token] = -__builtin_inff();
-      float most = largest[head];
-      for (int token = 0; token < count; ++token) most = most < scores[token] ? scores[token] : most;
-      fade[head] = __builtin_expf(largest[head] - most);
+      const float most = std::max(largest[head], largest_of(load(scores)));
+      fade[head] = most == largest[head] ? 1.0f : __builtin_expf(largest[head] - most);
       largest[head] = most;
-      Floats weight = exp_of(scores - most);
-      float sum = 0;
-      for (int token = 0; token < count; ++token) sum += weight[token];
-      total[head] = total[head] * fade[head] + sum;
+      const Floats weight = exp_of(load(scores) - most);
+      totals[head] = totals[head] * fade[head] + weight;
       std::memcpy(weights[head], &weight, sizeof weight);
     }
     for (int64_t at = 0; at < dim; at += LANES) {
@@ -272,8 +307,11 @@ void walk_group(const Task& task, int64_t first_head) {
     position += count;
   }
   T* out = static_cast<T*>(task.out) + first_head * dim;
-  for (int head = 0; head < GROUP; ++head)
-    for (int64_t at = 0; at < dim; ++at) narrow(mixed[head][at] / total[head], out + head * dim + at);
+  for (int head = 0; head < GROUP; ++head) {
+    float total = 0;
+    for (int lane = 0; lane < LANES; ++lane) total += totals[head][lane];
+    for (int64_t at = 0; at < dim; ++at) narrow(mixed[head][at] / total, out + head * dim + at);
+  }
 }
 
 template <class T>
