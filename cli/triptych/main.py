@@ -16,6 +16,7 @@ from triptych import logs as logs_command
 from triptych import status as status_command
 from triptych.detach import detach as detach_service
 from triptych.failure import USAGE, Failure
+from triptych.terminal import Terminal
 from triptych.up import Options, read
 from triptych.up import up as up_service
 from triptych_contract import WIRE_VERSION, __version__
@@ -63,7 +64,7 @@ def up(  # noqa: PLR0917 - typer reads options from plain parameters
         state = StateDirectory(default_root(os.environ) / read(file).name)
         detach_service(options, state, console=Console())
     else:
-        up_service(options, console=Console())
+        up_service(options, console=Terminal())
 
 
 @app.command()

@@ -224,6 +224,14 @@ class TestRepair:
         assert running.started[0].wait(timeout=DEADLINE_S) == 0
         assert all(gone(pid) for pid in pids)
 
+    def test_a_reader_that_leaves_does_not_end_it(self, terminal: Terminal, tmp_path: Path) -> None:
+        up = terminal.up("-f", str(write(tmp_path)))
+        assert up.stdout is not None
+        up.stdout.close()
+        until(terminal.is_ready)
+        up.terminate()
+        assert up.wait(timeout=DEADLINE_S) == 0
+
     def test_ctrl_c_stops_it_cleanly(self, running: Terminal) -> None:
         running.started[0].send_signal(signal.SIGINT)
         assert running.started[0].wait(timeout=DEADLINE_S) == 0
