@@ -2,8 +2,8 @@
 
 Both run in this process on the same threads, turn by turn, so that a change of the machine's pace meets both. A step of
 ours is a whole one: batch build, forward, greedy sampling. That of transformers is a cached forward and a maximum.
-Decode steps are taken with the compiled CPU kernels and without them; the first-token rows never use them. The folder of
-weights (1.2 GB) and the kernels are written to a temporary directory.
+Decode steps are taken with the compiled CPU kernels and without them; the first-token rows never use them. The folder
+of weights (1.2 GB) and the kernels are written to a temporary directory.
 """
 
 import argparse

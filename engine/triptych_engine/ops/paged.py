@@ -130,7 +130,7 @@ def _decode(q: torch.Tensor, kv: torch.Tensor, group: DecodeGroup, shape: HeadSh
 
 
 def _prefill(q: torch.Tensor, kv: torch.Tensor, row: PrefillRow, shape: HeadShape, out: torch.Tensor) -> None:
-    dense = kv[row.table].permute(1, 2, 0, 3, 4).reshape(2, shape.kv_heads, -1, shape.head_dim)
+    dense = _gather(kv, row.table.unsqueeze(0))[:, 0]
     keys, values = (
         dense[0].transpose(1, 2),
         dense[1],
