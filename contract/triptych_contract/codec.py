@@ -11,6 +11,12 @@ from triptych_contract.errors import BadRequest, PayloadTooLarge
 
 T = TypeVar("T")
 
+MAX_BODY_BYTES = 32 * 1024 * 1024
+"""Bound of a client's request body, the same at the router and at an engine that clients ask directly."""
+
+MAX_SPLICE_BYTES = 1024 * 1024
+"""Room for the one object that a hand-over leg carries beside the client's body."""
+
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 """Bound of one control message; a prompt of a million tokens and its embeddings pass by other ways."""
 

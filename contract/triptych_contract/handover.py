@@ -76,6 +76,7 @@ class Ticket(msgspec.Struct, frozen=True):
         lease: 128-bit id of the lease.
         ttl_ms: Life of the lease without renewal.
         fingerprint: Digest of the producer's link class.
+        remote_num_cached_tokens: Prompt tokens that the producer had in its prefix cache; what `usage` tells.
     """
 
     remote_engine_id: str
@@ -88,6 +89,7 @@ class Ticket(msgspec.Struct, frozen=True):
     ttl_ms: int
     fingerprint: str
     tp_size: int = 1
+    remote_num_cached_tokens: int = 0
     version: int = WIRE_VERSION
     do_remote_prefill: bool = True
     do_remote_decode: bool = False

@@ -16,8 +16,6 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from triptych_contract.errors import TriptychError
-
 SOURCE = Path(__file__).parent / "ops" / "native" / "paged_attention.cpp"
 BUILD_DEADLINE_S = 300.0
 COMPILE_FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fopenmp", "-Wall", "-Wno-psabi")
@@ -27,7 +25,7 @@ _LIBRARY = "paged_attention.so"
 _SHOWN_CHARACTERS = 2000
 
 
-class BuildFailed(TriptychError):
+class BuildFailed(Exception):
     """The kernels could not be compiled; the message says what to do."""
 
 

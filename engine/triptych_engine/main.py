@@ -5,10 +5,11 @@ import os
 import sys
 from collections.abc import Sequence
 
+from triptych_contract.program.flags import SettingsError
+from triptych_contract.program.logs import set_up_logging
 from triptych_engine import failpoints
-from triptych_engine.logs import set_up_logging
 from triptych_engine.server.lifecycle import serve
-from triptych_engine.settings import SettingsError, read_settings
+from triptych_engine.settings import read_settings
 
 EXIT_USAGE = 2
 

@@ -1,7 +1,6 @@
 """Settings of the engine program: one frozen value, read once, checked as a whole."""
 
 import argparse
-import ipaddress
 import os
 import socket
 from collections.abc import Sequence
@@ -11,23 +10,21 @@ from pathlib import Path
 from triptych_contract.handover import LEASE_TTL_MS, MAX_TTL_MS
 from triptych_contract.ids import is_name, random_id
 from triptych_contract.profile import StepProfile
+from triptych_contract.program.flags import (
+    LOG_LEVELS,
+    Bounds,
+    SettingsError,
+    is_loopback,
+    out_of_bounds,
+    read_discovery,
+    read_token,
+)
 from triptych_contract.roles import STAGES, Role, Stage
 from triptych_engine import kernels
 
-MIN_TOKEN_CHARACTERS = 16
-MAX_TOKEN_CHARACTERS = 4096
 DTYPES = ("auto", "float32", "bfloat16", "float64")
 DEVICES = ("auto", "cpu", "cuda")
 KERNELS = ("auto", "off")
-LOG_LEVELS = ("debug", "info", "warning", "error")
-
-
-class SettingsError(ValueError):
-    """Faulty settings; `faults` holds one sentence for each."""
-
-    def __init__(self, faults: Sequence[str]) -> None:
-        super().__init__("; ".join(faults))
-        self.faults = tuple(faults)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,16 +76,6 @@ class Settings:
         return is_loopback(self.host)
 
 
-def is_loopback(host: str) -> bool:
-    """True for `localhost` and addresses of the loopback networks."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def read_settings(arguments: Sequence[str]) -> Settings:
     """Read the command line; prints help or a usage error and exits as `argparse` does.
 
@@ -109,8 +96,8 @@ def read_settings(arguments: Sequence[str]) -> Settings:
         role=Role(flags.role),
         role_timeout_s=flags.role_timeout_s,
         capable=capable,
-        discovery=_discovery(flags.discovery, faults),
-        service_token=_token(flags.token_file, faults),
+        discovery=read_discovery(flags.discovery, faults) if flags.discovery is not None else None,
+        service_token=read_token(flags.token_file, faults),
         insecure=flags.insecure,
         dtype=flags.dtype,
         device=flags.device,
@@ -150,7 +137,7 @@ class _BuildKernels(argparse.Action):
         try:
             print(kernels.build(os.environ))
         except kernels.BuildFailed as error:
-            parser.exit(1, f"{parser.prog}: {error.message}\n")
+            parser.exit(1, f"{parser.prog}: {error}\n")
         parser.exit()
 
 
@@ -231,29 +218,6 @@ def _capable(flags: argparse.Namespace, faults: list[str]) -> frozenset[Stage]:
     return frozenset(Stage(word) for word in words & known)
 
 
-def _discovery(text: str | None, faults: list[str]) -> Path | None:
-    if text is None:
-        return None
-    backend, _, directory = text.partition(":")
-    if backend != "local" or not directory:
-        faults.append("--discovery must be local:DIR")
-        return None
-    return Path(directory)
-
-
-def _token(path: Path | None, faults: list[str]) -> str:
-    if path is None:
-        return ""
-    try:
-        text = path.read_text("ascii").strip()
-    except (OSError, UnicodeDecodeError):
-        faults.append("--token-file cannot be read as plain text")
-        return ""
-    if not MIN_TOKEN_CHARACTERS <= len(text) <= MAX_TOKEN_CHARACTERS or not text.isprintable() or " " in text:
-        faults.append(f"--token-file must hold one printable word of at least {MIN_TOKEN_CHARACTERS} characters")
-    return text
-
-
 def _profile(text: str | None, faults: list[str]) -> StepProfile:
     if text is None:
         return StepProfile()
@@ -267,7 +231,7 @@ def _profile(text: str | None, faults: list[str]) -> StepProfile:
     return StepProfile(*values)
 
 
-_BOUNDS: tuple[tuple[str, float, float], ...] = (
+_BOUNDS: Bounds = (
     ("port", 0, 65535),
     ("kv_port", 0, 65535),
     ("role_timeout_s", 0, 86400),
@@ -289,11 +253,7 @@ _BOUNDS: tuple[tuple[str, float, float], ...] = (
 
 
 def _bounds(settings: Settings) -> list[str]:
-    faults = [
-        f"--{name.replace('_', '-')} must be between {low:g} and {high:g}"
-        for name, low, high in _BOUNDS
-        if not low <= getattr(settings, name) <= high
-    ]
+    faults = out_of_bounds(settings, _BOUNDS)
     if settings.sim_token_bytes % 8:
         faults.append("--sim-token-bytes must be a multiple of 8")
     if not STAGES[settings.role] <= settings.capable:

@@ -10,7 +10,7 @@ from triptych_contract.errors import TriptychError, parse_error
 from triptych_contract.instance import InstanceRecord, InstanceState, RoleRequest
 from triptych_contract.roles import Assignment
 
-ASK_S = 0.8
+ASK_S = 0.5
 """Deadline of one question: `status` tells the truth within a second, and loopback answers in a millisecond."""
 ANSWER_BYTES = 1 << 20
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from triptych_contract.program.stdin import when_stdin_ends
 from triptych_operator.local_service import LocalService, LocalSettings
 from triptych_operator.local_start import choose_engine, has_torch, no_demo, prepare
 from triptych_operator.model_source import SourceFailed, Sources
@@ -66,14 +67,8 @@ async def _serve(settings: LocalSettings, *, exit_with_stdin: bool) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, service.stop)
     if exit_with_stdin:
-        loop.add_reader(sys.stdin.fileno(), _on_stdin, loop, service)
+        when_stdin_ends(loop, service.stop)
     await service.run()
-
-
-def _on_stdin(loop: asyncio.AbstractEventLoop, service: LocalService) -> None:
-    if not os.read(sys.stdin.fileno(), 4096):
-        loop.remove_reader(sys.stdin.fileno())
-        service.stop()
 
 
 if __name__ == "__main__":

@@ -6,9 +6,11 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from triptych_router.log import log, set_up_logging
+from triptych_contract.program.flags import SettingsError
+from triptych_contract.program.logs import set_up_logging
+from triptych_router.log import log
 from triptych_router.server import run as serve
-from triptych_router.settings import SettingsError, read_settings
+from triptych_router.settings import read_settings
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
 

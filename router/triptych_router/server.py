@@ -16,6 +16,7 @@ from aiohttp import web
 
 from triptych_contract.clock import Clock, SystemClock
 from triptych_contract.ids import IdSource, random_id
+from triptych_contract.program.stdin import when_stdin_ends
 from triptych_contract.registry import LocalRegistry, Registry
 from triptych_router.admission.gate import Gate
 from triptych_router.admission.keys import ApiKeys
@@ -28,7 +29,6 @@ from triptych_router.dispatch.services import Services
 from triptych_router.log import LOGGER
 from triptych_router.request_log import RequestLog
 from triptych_router.settings import Settings
-from triptych_router.stdin import when_stdin_ends
 from triptych_router.telemetry import Labels, Telemetry
 
 MAX_CONNECTIONS = 8192

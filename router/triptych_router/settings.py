@@ -1,26 +1,22 @@
 """Settings of the router program: one frozen value, read once, checked as a whole."""
 
 import argparse
-import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from triptych_contract.ids import is_host, is_name
+from triptych_contract.program.flags import (
+    LOG_LEVELS,
+    Bounds,
+    SettingsError,
+    is_loopback,
+    out_of_bounds,
+    read_discovery,
+    read_token,
+)
 from triptych_router.admission.keys import KeyFileError, read_keys
 from triptych_router.schedule.policies import Policy
-
-MIN_TOKEN_CHARACTERS = 16
-MAX_TOKEN_CHARACTERS = 4096
-LOG_LEVELS = ("debug", "info", "warning", "error")
-
-
-class SettingsError(ValueError):
-    """Faulty settings; `faults` holds one sentence for each."""
-
-    def __init__(self, faults: Sequence[str]) -> None:
-        super().__init__("; ".join(faults))
-        self.faults = tuple(faults)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,13 +58,13 @@ def read_settings(arguments: Sequence[str]) -> Settings:
     flags = _parser().parse_args(arguments)
     faults: list[str] = []
     settings = Settings(
-        discovery=_discovery(flags.discovery, faults),
+        discovery=read_discovery(flags.discovery, faults),
         service=flags.service,
         model=flags.model,
         host=flags.host,
         port=flags.port,
         api_keys=flags.api_keys,
-        service_token=_token(flags.token_file, faults),
+        service_token=read_token(flags.token_file, faults),
         insecure=flags.insecure,
         policy=Policy(flags.policy),
         handover_min_tokens=flags.handover_min_tokens,
@@ -88,16 +84,6 @@ def read_settings(arguments: Sequence[str]) -> Settings:
     if faults:
         raise SettingsError(faults)
     return settings
-
-
-def is_loopback(host: str) -> bool:
-    """True for `localhost` and addresses of the loopback networks."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -133,32 +119,17 @@ def _parser() -> argparse.ArgumentParser:
     add("--drain-s", type=float, default=30.0, help="SIGTERM: time for running requests")
     add("--expose-route", action="store_true", help="name the instances that served in x-triptych-served-by")
     add("--log-level", choices=LOG_LEVELS, default="info", help="least severity of log lines, on stderr")
-    add("--log-requests", action=argparse.BooleanOptionalAction, default=True, help="one log line a request; --no-log-requests for none")
+    add(
+        "--log-requests",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="one log line a request; --no-log-requests for none",
+    )
     add("--exit-with-stdin", action="store_true", help="exit as soon as stdin reaches its end")
     return parser
 
 
-def _discovery(text: str, faults: list[str]) -> Path:
-    backend, _, directory = text.partition(":")
-    if backend != "local" or not directory:
-        faults.append("--discovery must be local:DIR")
-    return Path(directory or ".")
-
-
-def _token(path: Path | None, faults: list[str]) -> str:
-    if path is None:
-        return ""
-    try:
-        text = path.read_text("ascii").strip()
-    except (OSError, UnicodeDecodeError):
-        faults.append("--token-file cannot be read as plain text")
-        return ""
-    if not MIN_TOKEN_CHARACTERS <= len(text) <= MAX_TOKEN_CHARACTERS or not text.isprintable() or " " in text:
-        faults.append(f"--token-file must hold one printable word of at least {MIN_TOKEN_CHARACTERS} characters")
-    return text
-
-
-_BOUNDS: tuple[tuple[str, float, float], ...] = (
+_BOUNDS: Bounds = (
     ("port", 0, 65535),
     ("handover_min_tokens", 0, 2**31 - 1),
     ("max_queue", 0, 2**20),
@@ -172,11 +143,7 @@ _BOUNDS: tuple[tuple[str, float, float], ...] = (
 
 
 def _bounds(settings: Settings) -> list[str]:
-    faults = [
-        f"--{name.replace('_', '-')} must be between {low:g} and {high:g}"
-        for name, low, high in _BOUNDS
-        if not low <= getattr(settings, name) <= high
-    ]
+    faults = out_of_bounds(settings, _BOUNDS)
     if not is_name(settings.service):
         faults.append("--service must be letters, digits and . _ : @ - (at most 128)")
     if not is_host(settings.host):

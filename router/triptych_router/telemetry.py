@@ -1,7 +1,6 @@
 """Counters as plain integers, shown on scrape, and the one log line at the end of each request."""
 
 import hashlib
-from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -12,6 +11,7 @@ from prometheus_client.registry import Collector
 
 from triptych_contract import metrics
 from triptych_contract.metrics import Kind
+from triptych_contract.program.histogram import Histogram
 from triptych_router.dispatch.outcome import Journey
 from triptych_router.request_log import RequestLine, RequestLog
 
@@ -20,27 +20,6 @@ MAX_SERIES = 4096
 Labels = tuple[str, ...]
 Gauges = Callable[[], dict[str, dict[Labels, float]]]
 _TABLE = {metric.name.removeprefix("triptych_router_"): metric for metric in metrics.ROUTER}
-
-
-class _Histogram:
-    """Counts by bucket; `sum_` in the metric's unit."""
-
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self.sum_ = 0.0
-
-    def observe(self, value: float) -> None:
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.sum_ += value
-
-    def cumulative(self) -> list[tuple[str, float]]:
-        """Buckets as the exposition format wants them."""
-        total, shown = 0, []
-        for bound, counted in zip((*map(str, self.bounds), "+Inf"), self.counts, strict=True):
-            total += counted
-            shown.append((bound, total))
-        return [(bound, float(counted)) for bound, counted in shown]
 
 
 class Telemetry(Collector):
@@ -55,7 +34,7 @@ class Telemetry(Collector):
         self._gauges = gauges
         self._lines = lines
         self._counters: dict[str, dict[Labels, int]] = defaultdict(dict)
-        self._histograms: dict[str, dict[Labels, _Histogram]] = defaultdict(dict)
+        self._histograms: dict[str, dict[Labels, Histogram]] = defaultdict(dict)
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
 
@@ -130,7 +109,8 @@ class Telemetry(Collector):
     def _histogram_family(self, name: str, metric: metrics.Metric) -> Metric:
         family = HistogramMetricFamily(metric.name, metric.help, labels=metric.labels)
         for labels, histogram in self._histograms.get(name, {}).items():
-            family.add_metric(labels, histogram.cumulative(), sum_value=histogram.sum_)
+            buckets, total = histogram.render()
+            family.add_metric(labels, buckets, sum_value=total)
         return family
 
     def _count(self, name: str, labels: Labels) -> None:
@@ -143,7 +123,7 @@ class Telemetry(Collector):
         if labels not in family:
             if len(family) >= MAX_SERIES:
                 return
-            family[labels] = _Histogram(_TABLE[name].buckets)
+            family[labels] = Histogram(_TABLE[name].buckets)
         family[labels].observe(value)
 
 

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from triptych_contract.program.flags import SettingsError
 from triptych_contract.roles import Role, Stage
-from triptych_engine.settings import SettingsError, read_settings
+from triptych_engine.settings import read_settings
 
 
 def faults(*arguments: str) -> str:

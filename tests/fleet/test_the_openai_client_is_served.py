@@ -50,6 +50,21 @@ async def test_a_chat_is_answered_with_usage(client: openai.AsyncOpenAI, pair: F
     assert after.tokens_recomputed == before.tokens_recomputed + 1
 
 
+async def test_usage_counts_what_the_prefix_cache_held_and_not_what_was_handed_over(
+    client: openai.AsyncOpenAI,
+) -> None:
+    """A prompt asked for the first time, then again."""
+    cached = []
+    for _ in range(2):
+        answer = await client.completions.create(model="sim", prompt=f"cached {LONG}", max_tokens=2, temperature=0)
+        assert answer.usage is not None
+        assert answer.usage.prompt_tokens_details is not None
+        cached.append(answer.usage.prompt_tokens_details.cached_tokens)
+    assert cached[0] == 0
+    assert cached[1] is not None
+    assert cached[1] >= 32
+
+
 async def test_a_stream_gives_the_text_of_the_whole_answer(client: openai.AsyncOpenAI) -> None:
     """Same seed, streamed and not."""
     request: dict[str, Any] = {

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from triptych_contract.codec import MAX_BODY_BYTES
 from triptych_contract.sampling import LIMITS, MAX_PROMPTS, MAX_STOP_CHARACTERS, MAX_STOP_STRINGS, MAX_STOP_TOKEN_IDS
-from triptych_engine.server.app import MAX_BODY_BYTES
 from triptych_engine.server.media import MAX_IMAGE_BYTES, MAX_IMAGES
 from triptych_engine.server.parse import MAX_MESSAGES, MAX_TEMPLATE_VARIABLES, ROLES
 from triptych_engine.server.unsupported import NEUTRAL

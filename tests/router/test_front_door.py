@@ -18,9 +18,10 @@ from fakes.fake_engine import TOKEN, Act, FakeEngine, until
 from fakes.router_asserts import PROMPT, assert_error, data_of
 from triptych_contract.clock import ManualClock
 from triptych_contract.errors import Unauthorized
+from triptych_contract.program.flags import SettingsError
 from triptych_contract.roles import Role
 from triptych_router.admission.keys import ApiKeys, KeyFileError, parse_keys
-from triptych_router.settings import SettingsError, read_settings
+from triptych_router.settings import read_settings
 
 BODY: dict[str, Any] = {"model": "sim", "prompt": PROMPT, "max_tokens": 4}
 

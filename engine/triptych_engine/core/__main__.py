@@ -15,6 +15,7 @@ import msgspec
 
 from triptych_contract.clock import SystemClock
 from triptych_contract.errors import TriptychError
+from triptych_contract.program.logs import set_up_logging
 from triptych_engine import failpoints
 from triptych_engine.channel import ChannelBroken, ChannelClosed, CoreChannel
 from triptych_engine.core.board import BoardWriter
@@ -24,7 +25,6 @@ from triptych_engine.core.loop import CoreLoop
 from triptych_engine.executor.base import Executor, LoadProgress
 from triptych_engine.kv.memory import KVMemory
 from triptych_engine.linux import die_with_parent
-from triptych_engine.logs import set_up_logging
 from triptych_engine.messages import CoreFailed, Progress
 
 _LOG = logging.getLogger("triptych_engine.core")

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from triptych_contract.clock import Clock
 from triptych_contract.errors import Internal
+from triptych_contract.program.logs import log_to
 from triptych_engine.core.commit import check_results, commit
 from triptych_engine.core.config import CoreConfig
 from triptych_engine.core.inbox import HANDLERS, IMAGES_GONE, end
@@ -23,7 +24,6 @@ from triptych_engine.failpoints import failpoint
 from triptych_engine.kv.audit import audit
 from triptych_engine.kv.blocks import BlockPool
 from triptych_engine.kv.prefix import PrefixCache
-from triptych_engine.logs import log_to
 from triptych_engine.messages import (
     Audit,
     AuditResult,

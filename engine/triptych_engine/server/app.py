@@ -9,6 +9,7 @@ from aiohttp import web
 from aiohttp.client_exceptions import ClientConnectionResetError
 
 from triptych_contract import headers
+from triptych_contract.codec import MAX_BODY_BYTES, MAX_SPLICE_BYTES
 from triptych_contract.errors import (
     BadRequest,
     ErrorBody,
@@ -27,7 +28,6 @@ from triptych_engine.server.events import EventHub
 from triptych_engine.server.keys import ACCESS, ENGINE, GUARD, HUB, REQUEST_ID, TRUSTED
 from triptych_engine.server.log import log, log_exception
 
-MAX_BODY_BYTES = 32 * 1024 * 1024
 MAX_LINE_BYTES = 8190
 MAX_FIELD_BYTES = 16384
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -67,7 +67,9 @@ _QUIET = ("/metrics", "/health", "/livez", "/readyz", "/instance")
 
 def build_app(engine: Engine, hub: EventHub, guard: Guard) -> web.Application:
     """The application of one engine."""
-    app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_identify, _shape_errors, _authenticate])
+    app = web.Application(
+        client_max_size=MAX_BODY_BYTES + MAX_SPLICE_BYTES, middlewares=[_identify, _shape_errors, _authenticate]
+    )
     app[ENGINE], app[HUB], app[GUARD] = engine, hub, guard
     app.on_response_prepare.append(add_request_id)
     app.on_response_prepare.append(name_server)

@@ -28,7 +28,8 @@ class Generation:
         self._submits = submits
         self._ticket = ticket
         self._prompt_tokens = sum(len(submit.token_ids) for submit in submits)
-        self._cached: dict[str, int] = {}
+        # What a hand-over brings is not cached: for the client the producer's prefix cache counts.
+        self._cached = {} if ticket is None else {submits[0].id: ticket.remote_num_cached_tokens}
         self._times = Times(arrived_s=arrived_s, submitted_s=arrived_s)
         choices = [(submit, choice) for submit in submits for choice in range(submit.sampling.n)]
         self._streams = {

@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from aiohttp import web
 
@@ -19,6 +20,7 @@ from triptych_contract.clock import SystemClock
 from triptych_contract.errors import NotReady
 from triptych_contract.ids import random_id
 from triptych_contract.instance import BEAT_MS, InstanceRecord
+from triptych_contract.program.stdin import when_stdin_ends
 from triptych_contract.registry import LocalRegistry, Registration
 from triptych_contract.roles import Assignment, Phase, PhaseEvent, Role
 from triptych_engine.messages import AuditResult, CoreFailed, CoreStats, KVChanged, Outbox, Progress, Ready
@@ -124,7 +126,6 @@ class Program:
         for signal_number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signal_number, self._stop_wanted.set)
         tasks: list[asyncio.Task[None]] = []
-        watching: int | None = None
         try:
             await self._register(http_port)
             self._say_listening(http_port)
@@ -132,13 +133,12 @@ class Program:
                 asyncio.create_task(self._guarded(work), name=work.__qualname__)
                 for work in (self._core_messages, self._beat, self._role_timeout, self._drain_when_told)
             ]
-            watching = self._watch_stdin(loop) if self._settings.exit_with_stdin else None
+            if self._settings.exit_with_stdin:
+                when_stdin_ends(loop, partial(self._finish, EXIT_OK))
             return await self._end
         finally:
             for signal_number in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(signal_number)
-            if watching is not None:
-                loop.remove_reader(watching)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -185,17 +185,6 @@ class Program:
             "incarnation": self._engine.incarnation,
         }
         print(json.dumps(line), flush=True)
-
-    def _watch_stdin(self, loop: asyncio.AbstractEventLoop) -> int:
-        descriptor = sys.stdin.fileno()
-
-        def readable() -> None:
-            if not os.read(descriptor, 4096):
-                loop.remove_reader(descriptor)
-                self._finish(EXIT_OK)
-
-        loop.add_reader(descriptor, readable)
-        return descriptor
 
     # --- the core --------------------------------------------------------------------------------------
 

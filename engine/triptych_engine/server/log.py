@@ -2,7 +2,7 @@
 
 import logging
 
-from triptych_engine.logs import log_exception_to, log_to
+from triptych_contract.program.logs import log_exception_to, log_to
 
 LOGGER = logging.getLogger("triptych.engine")
 

@@ -1,6 +1,5 @@
 """Metrics under vLLM's names: plain numbers on the hot path, rendered only when somebody scrapes."""
 
-from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -9,39 +8,12 @@ from prometheus_client.registry import Collector
 
 from triptych_contract.instance import HandoverCounts, LoadSample
 from triptych_contract.metrics import ENGINE, Kind, Metric
+from triptych_contract.program.histogram import Histogram
 from triptych_engine.messages import CoreStats
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 Samples = Mapping[str, Iterable[tuple[tuple[str, ...], float]]]
 Family = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily
-
-
-class Histogram:
-    """Counts by bucket.
-
-    Args:
-        bounds: Upper bounds in rising order; above the last one is infinity.
-    """
-
-    __slots__ = ("_bounds", "_counts", "_sum")
-
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        self._bounds = bounds
-        self._counts = [0] * (len(bounds) + 1)
-        self._sum = 0.0
-
-    def observe(self, value: float) -> None:
-        """Count one value."""
-        self._counts[bisect_left(self._bounds, value)] += 1
-        self._sum += value
-
-    def render(self) -> tuple[list[tuple[str, float]], float]:
-        """Cumulative counts by upper bound, and the sum."""
-        total, buckets = 0, []
-        for bound, count in zip([*map(str, self._bounds), "+Inf"], self._counts, strict=True):
-            total += count
-            buckets.append((bound, float(total)))
-        return buckets, self._sum
 
 
 class EngineMetrics:

@@ -178,6 +178,7 @@ class Handover:
             lease=granted.lease,
             ttl_ms=self._holdings.ttl_ms,
             fingerprint=ends.link_class.digest(),
+            remote_num_cached_tokens=granted.cached_tokens,
         )
 
     def grant_embeddings(self, digests: Sequence[bytes], lease_id: str = "") -> EmbeddingTicket:

@@ -8,6 +8,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from triptych_contract import __version__, headers
+from triptych_contract.codec import MAX_BODY_BYTES
 from triptych_contract.errors import (
     Internal,
     ModelNotFound,
@@ -30,7 +31,6 @@ from triptych_router.log import log_exception
 from triptych_router.schedule.filters import candidates
 from triptych_router.schedule.route import no_instance
 
-MAX_BODY_BYTES = 64 * 1024 * 1024
 """A million tokens of text, or sixteen images of some megabytes."""
 PROXY_S = 30.0
 _TENANT = web.RequestKey("tenant", str)

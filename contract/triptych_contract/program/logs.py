@@ -1,4 +1,4 @@
-"""Structured logs on stderr, of both processes of an engine: one JSON object a line, never the text of a user.
+"""Structured logs on stderr: one JSON object a line, never the text of a user.
 
 JSON escapes control characters, so that nothing a client sends can forge a line or drive a terminal.
 """
