@@ -104,10 +104,11 @@ async def test_a_producer_killed_before_the_pull_costs_a_recomputation(fleet: Fl
     text = await expected(reference, body)
     asked = asyncio.create_task(ask(fleet.http, fleet.router.url, body))
 
-    async def leased() -> bool:
-        return (await counted(fleet, "prefill-0")).load.leases == 1
+    async def pulls() -> bool:
+        held = (await counted(fleet, "prefill-0")).load.leases
+        return held == 1 and (await counted(fleet, "decode-0")).load.waiting == 1
 
-    await fleet.until(leased, what="the prefill instance holds a lease")
+    await fleet.until(pulls, what="the decode instance has room for the blocks and is about to pull them")
     fleet.children["prefill-0"].kill()
     assert await fleet.children["prefill-0"].process.wait() == -signal.SIGKILL
     check_right(await asked, text)
