@@ -16,12 +16,12 @@ from aiohttp import web
 
 from triptych_contract.clock import Clock, SystemClock
 from triptych_contract.ids import IdSource, random_id
+from triptych_contract.program.connection import GuardedRunner
 from triptych_contract.program.stdin import when_stdin_ends
 from triptych_contract.registry import LocalRegistry, Registry
 from triptych_router.admission.gate import Gate
 from triptych_router.admission.keys import ApiKeys
 from triptych_router.api.completions import Completions
-from triptych_router.api.connection import GuardedRunner
 from triptych_router.api.handlers import Front
 from triptych_router.cluster.watch import ClusterWatch
 from triptych_router.dispatch.lease import Leases

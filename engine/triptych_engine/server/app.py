@@ -19,10 +19,10 @@ from triptych_contract.errors import (
     PayloadTooLarge,
     TriptychError,
 )
+from triptych_contract.program.connection import GuardedRunner, greet, name_server
 from triptych_engine.server import health, instance, models, openai
 from triptych_engine.server.access import Access, Guard
 from triptych_engine.server.caller import request_id_of
-from triptych_engine.server.connection import GuardedRunner, greet, name_server
 from triptych_engine.server.engine import Engine
 from triptych_engine.server.events import EventHub
 from triptych_engine.server.keys import ACCESS, ENGINE, GUARD, HUB, REQUEST_ID, TRUSTED

@@ -15,12 +15,12 @@ from triptych_contract.errors import (
     TriptychError,
     UpstreamFailed,
 )
+from triptych_contract.program.connection import greet, name_server
 from triptych_contract.roles import Stage
 from triptych_router.admission.keys import ApiKeys
 from triptych_router.api.auth import tenant_of
 from triptych_router.api.body import read_body
 from triptych_router.api.completions import Completions
-from triptych_router.api.connection import greet, name_server
 from triptych_router.api.errors import error_response, of_http
 from triptych_router.api.parse import Kind
 from triptych_router.cluster.view import base_url
