@@ -279,7 +279,7 @@ class KVChanged(msgspec.Struct, frozen=True, tag="kv-changed"):
 class CoreStats(msgspec.Struct, frozen=True, tag="stats"):
     """A consistent sample between two steps; counters are since start.
 
-    `scheduler_s` is the time spent on deciding steps, `scheduler_us` its mean for one step.
+    `scheduler_s` is the time spent on deciding steps.
     """
 
     step: int
@@ -296,7 +296,6 @@ class CoreStats(msgspec.Struct, frozen=True, tag="stats"):
     prompt_tokens: int
     generation_tokens: int
     encoder_runs: int
-    scheduler_us: float = 0.0
     scheduler_s: float = 0.0
 
 

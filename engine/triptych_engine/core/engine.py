@@ -273,7 +273,6 @@ class Core:
             prompt_tokens=counters.prompt_tokens,
             generation_tokens=counters.generation_tokens,
             encoder_runs=counters.encoder_runs,
-            scheduler_us=counters.scheduler_s / max(1, counters.step) * 1e6,
             scheduler_s=counters.scheduler_s,
         )
 

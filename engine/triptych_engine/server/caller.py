@@ -7,7 +7,6 @@ from triptych_contract import headers
 from triptych_contract.errors import BadRequest
 from triptych_contract.ids import IdSource, is_name
 
-MAX_DEADLINE_MS = 86_400_000
 MAX_PREFIX = 1024
 
 

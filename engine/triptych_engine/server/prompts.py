@@ -9,8 +9,6 @@ from triptych_engine.server.card import ModelCard
 from triptych_engine.server.media import Image, read_images
 from triptych_engine.server.parse import ChatRequest, CompletionRequest, Message
 
-PLACEHOLDER_PARAM = "messages"
-
 
 @dataclass(frozen=True, slots=True)
 class Prepared:

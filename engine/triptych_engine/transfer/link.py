@@ -14,18 +14,7 @@ import msgspec
 
 from triptych_contract.handover import (
     MAX_FRAME_BYTES,
-    EmbeddingManifest,
-    Hello,
     LinkFrame,
-    Manifest,
-    Pull,
-    PullEmbeddings,
-    Refused,
-    Released,
-    Renew,
-    Renewed,
-    Taken,
-    Welcome,
 )
 
 BATCH_BYTES = 1 << 20
@@ -37,20 +26,7 @@ IO_TIMEOUT_S = 5.0
 """Longest wait for the peer to take or give the next byte."""
 LENGTH_BYTES = 4
 
-Frame = (
-    Hello
-    | Welcome
-    | Pull
-    | Manifest
-    | PullEmbeddings
-    | EmbeddingManifest
-    | Renew
-    | Renewed
-    | Taken
-    | Released
-    | Refused
-)
-_DECODER: msgspec.msgpack.Decoder[Frame] = msgspec.msgpack.Decoder(LinkFrame)
+_DECODER: msgspec.msgpack.Decoder[LinkFrame] = msgspec.msgpack.Decoder(LinkFrame)
 Part = bytes | bytearray | memoryview
 
 
@@ -129,14 +105,14 @@ class Link:
                 raise LinkBroken("the peer closed the link")
             left = _after(left, done)
 
-    async def send_frame(self, frame: Frame) -> None:
+    async def send_frame(self, frame: LinkFrame) -> None:
         """Send one frame; raises as `send` does, and `ValueError` for a frame over the bound."""
         body = msgspec.msgpack.encode(frame)
         if len(body) > MAX_FRAME_BYTES:
             raise ValueError("a frame of the KV link is over its bound")
         await self.send([len(body).to_bytes(LENGTH_BYTES, "little"), body])
 
-    async def receive_frame(self, *, limit_bytes: int = MAX_FRAME_BYTES, timeout_s: float | None = None) -> Frame:
+    async def receive_frame(self, *, limit_bytes: int = MAX_FRAME_BYTES, timeout_s: float | None = None) -> LinkFrame:
         """The next frame; raises as `receive_into` does, and `LinkBroken` for what is no frame."""
         head = bytearray(LENGTH_BYTES)
         await self.receive_into([memoryview(head)], timeout_s=timeout_s)

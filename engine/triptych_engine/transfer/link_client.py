@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from triptych_contract.handover import (
     EmbeddingManifest,
+    LinkFrame,
     Manifest,
     Pull,
     PullEmbeddings,
@@ -26,7 +27,7 @@ from triptych_engine.messages import PullBlock
 from triptych_engine.transfer.counters import Counters, Failure
 from triptych_engine.transfer.dial import Dialler, TransferFailed
 from triptych_engine.transfer.discovery import Peer
-from triptych_engine.transfer.link import Frame, Link, LinkBroken
+from triptych_engine.transfer.link import Link, LinkBroken
 from triptych_engine.transfer.offer import is_answer, is_embedding_answer
 from triptych_engine.transfer.pool import BlockPool
 from triptych_engine.transfer.stream import ChecksumMismatch, Receiver, Target
@@ -149,7 +150,7 @@ class LinkClient:
         return Target(memoryview(bytearray(self._pool.layout.valid_bytes(block.tokens))), place)
 
 
-def _expect(frame: Frame, kind: type[T]) -> T:
+def _expect(frame: LinkFrame, kind: type[T]) -> T:
     """The frame if it is of the kind that answers."""
     if isinstance(frame, Refused):
         raise TransferFailed(Failure.REFUSED, frame.message)

@@ -17,6 +17,7 @@ from triptych_contract.errors import BadRequest, HandoverRefused, TriptychError,
 from triptych_contract.handover import (
     Hello,
     LinkClass,
+    LinkFrame,
     Pull,
     PullEmbeddings,
     Refused,
@@ -30,7 +31,7 @@ from triptych_engine.transfer.counters import Counters
 from triptych_engine.transfer.embeddings import EmbeddingStore
 from triptych_engine.transfer.holdings import Holdings
 from triptych_engine.transfer.leases import KVHolding
-from triptych_engine.transfer.link import Frame, Link, LinkBroken, widen_buffers
+from triptych_engine.transfer.link import Link, LinkBroken, widen_buffers
 from triptych_engine.transfer.offer import offer_blocks, offer_embeddings
 from triptych_engine.transfer.pace import transfer_deadline_s
 from triptych_engine.transfer.pool import BlockPool
@@ -159,7 +160,7 @@ class LinkServer:
         await link.send_frame(Welcome(self._instance_id))
         return True
 
-    def _check_hello(self, hello: Frame) -> None:
+    def _check_hello(self, hello: LinkFrame) -> None:
         if not isinstance(hello, Hello) or not hmac.compare_digest(hello.token.encode(), self._token):
             raise Unauthorized("A KV link needs the service token.")
         if hello.version != WIRE_VERSION:
@@ -171,7 +172,7 @@ class LinkServer:
         _log.warning("a KV link was refused: %s", refusal.message)
         await link.send_frame(Refused(refusal.code, refusal.message))
 
-    async def _answer(self, link: Link, frame: Frame) -> None:
+    async def _answer(self, link: Link, frame: LinkFrame) -> None:
         try:
             match frame:
                 case Pull():
